@@ -1,0 +1,211 @@
+"""Records that cross rooms. All are frozen; a changed record is a new record.
+
+Axis alphabet, used in every tensor name of the project:
+    B batch, F latent frames, T pixel frames, C channels, H W height and width (pixels or latent cells),
+    L tokens, D feature width, N captions of a clip, A audio features of one latent frame, S segments, K chunks, P truth channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+FRAMES_PER_SECOND = 25
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
+STATES = ("speaking", "listening", "thinking", "idle")
+
+SegmentKind = Literal["reference", "long", "short", "stream"]
+Record = TypeVar("Record", bound="TensorRecord")
+
+
+class TensorRecord:
+    """A frozen dataclass whose tensor fields move together."""
+
+    def to(self: Record, *args: Any, **kwargs: Any) -> Record:
+        """Same record with every tensor moved or cast as by `torch.Tensor.to`; integer tensors keep their type."""
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, TensorRecord):
+                moved[field.name] = value.to(*args, **kwargs)
+            elif isinstance(value, Tensor):
+                target = value.to(*args, **kwargs)
+                moved[field.name] = target if value.is_floating_point() else target.to(value.dtype)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Batch(TensorRecord):
+    """Windows of clips, as the data room hands them to a stage.
+
+    Latent frame f of a window and its audio describe the same `temporal_stride` pixel frames.
+
+    Attributes:
+        latents_BFCHW: normalised latents of consecutive motion latent frames.
+        reference_BFCHW: the reference picture's image latent, F = 1, of the same character.
+        audio_BFAD: audio features at 25 Hz, A = temporal stride of the autoencoder.
+        text_BNLD: text features of the captions that occur in the window, zero padded to N.
+        text_index_BF: which of the N captions describes latent frame f.
+        keys: clip key and first latent frame of each sample ("000012-spk@40"), for error messages and skip lists.
+    """
+
+    latents_BFCHW: Tensor
+    reference_BFCHW: Tensor
+    audio_BFAD: Tensor
+    text_BNLD: Tensor
+    text_index_BF: Tensor
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrameBatch(TensorRecord):
+    """Pixel clips for training an autoencoder: frames_BCTHW in [-1, 1], T = stride * n + 1."""
+
+    frames_BCTHW: Tensor
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk(TensorRecord):
+    """n consecutive latent frames with their own conditions: the unit that streams.
+
+    Attributes:
+        latents_BFCHW: F = n.
+        audio_BFAD: audio features of the same frames.
+        text_BLD: features of the one caption that is in force for the chunk.
+    """
+
+    latents_BFCHW: Tensor
+    audio_BFAD: Tensor
+    text_BLD: Tensor
+
+    @property
+    def num_frames(self) -> int:
+        return self.latents_BFCHW.shape[1]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of latent frames in the denoiser's window.
+
+    Attributes:
+        kind: its part in the structured memory (FlowAct-R1, Figure 2).
+        num_frames: latent frames.
+        position: temporal rotary position of its first frame; the first stream frame has position 0.
+    """
+
+    kind: SegmentKind
+    num_frames: int
+    position: int
+
+    @property
+    def is_memory(self) -> bool:
+        return self.kind != "stream"
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """The one owner of a window's geometry: ordered segments, memory first, then the stream's chunks.
+
+    Args:
+        segments: at least one stream segment; memory segments stand before all stream segments.
+        causal: memory may not see the stream ("fake causal", FlowAct-R1 section on the autoregressive adaptation);
+            False is the full visibility of the base model.
+        stream_mask: inside the stream a chunk sees all chunks ("bidirectional") or none that come after it ("block_causal").
+            The paper does not say which.
+
+    Raises:
+        ValueError: no stream segment, or memory after stream.
+    """
+
+    segments: tuple[Segment, ...]
+    causal: bool = True
+    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
+
+    def __post_init__(self) -> None:
+        kinds = [segment.is_memory for segment in self.segments]
+        if not self.segments or all(kinds):
+            raise ValueError(f"a window needs at least one stream segment, got {[s.kind for s in self.segments]}")
+        if kinds != sorted(kinds, reverse=True):
+            raise ValueError(f"memory segments stand before stream segments, got {[s.kind for s in self.segments]}")
+
+    @property
+    def num_frames(self) -> int:
+        return sum(segment.num_frames for segment in self.segments)
+
+    @property
+    def num_memory_frames(self) -> int:
+        return sum(segment.num_frames for segment in self.segments if segment.is_memory)
+
+    @property
+    def num_stream_frames(self) -> int:
+        return self.num_frames - self.num_memory_frames
+
+    @property
+    def frame_positions(self) -> tuple[int, ...]:
+        """Temporal rotary position of each latent frame, in window order."""
+        return tuple(segment.position + i for segment in self.segments for i in range(segment.num_frames))
+
+    @property
+    def frame_segments(self) -> tuple[int, ...]:
+        """Index of the segment that each latent frame belongs to."""
+        return tuple(i for i, segment in enumerate(self.segments) for _ in range(segment.num_frames))
+
+    def visible(self, query: int, key: int) -> bool:
+        """Whether segment `query` may attend to segment `key` (indices into `segments`)."""
+        if not self.causal:
+            return True
+        query_segment, key_segment = self.segments[query], self.segments[key]
+        if query_segment.is_memory:
+            return key_segment.is_memory
+        if key_segment.is_memory or self.stream_mask == "bidirectional":
+            return True
+        return key <= query
+
+
+@dataclass(frozen=True)
+class ConditionTokens(TensorRecord):
+    """Conditions of a window; each segment owns its text and each latent frame its audio.
+
+    With text shared between segments the stream would leak into memory after two joint-attention layers, so text is per segment.
+
+    Attributes:
+        text_BSLD: one caption's features per segment of the layout. Zeros mean "no text" (classifier-free guidance).
+        audio_BFAD: audio features per latent frame of the layout. Zeros mean "no audio".
+    """
+
+    text_BSLD: Tensor
+    audio_BFAD: Tensor
+
+    def drop(self, *, text_B: Tensor | None = None, audio_B: Tensor | None = None) -> ConditionTokens:
+        """Zero the text or audio of the samples where the boolean mask is true."""
+        text, audio = self.text_BSLD, self.audio_BFAD
+        if text_B is not None:
+            text = text.masked_fill(text_B[:, None, None, None], 0.0)
+        if audio_B is not None:
+            audio = audio.masked_fill(audio_B[:, None, None, None], 0.0)
+        return ConditionTokens(text, audio)
+
+
+@dataclass(frozen=True)
+class MemoryView(TensorRecord):
+    """What a memory bank offers to the denoiser: latents with conditions, segment by segment."""
+
+    latents_BFCHW: Tensor
+    audio_BFAD: Tensor
+    text_BSLD: Tensor
+    segments: tuple[Segment, ...]
+
+
+def concatenate_chunks(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, sum F, C, H, W], audio [B, sum F, A, D] and one text per chunk [B, K, L, D]."""
+    return (
+        torch.cat([chunk.latents_BFCHW for chunk in chunks], dim=1),
+        torch.cat([chunk.audio_BFAD for chunk in chunks], dim=1),
+        torch.stack([chunk.text_BLD for chunk in chunks], dim=1),
+    )
