@@ -138,10 +138,16 @@ def plain(value: Any, digits: int = 6) -> Any:
 def measure(clips: Sequence[Clip], character: Character) -> Measurement:
     """Read every clip back with the character's closed-form read-out and compare with its truth.
 
-    `details` holds: num_clips, num_frames, frames_per_second; lip_failures (frozen or unreadable mouths, counted as 0) of lip_clips (those that speak);
-    confidence intervals (95 %, bootstrap over clips) of lips, identity and state; drift_identity, drift_residual; residual, sharpness_ratio, pose_frechet,
-    mouth_amplitude_ratio, closed_mouth_leak; state_recall, switches (number, missed, median latency in frames per state); num_identities; unreadable
-    (share of frames without identity); lag_curve; curves per second; per_clip; and `example`, the traces of one clip, for pictures.
+    `details` holds
+        num_clips, num_frames, num_identities, frames_per_second: how much was measured;
+        lip_clips, lip_failures: clips that speak, and how many of their mouths are frozen or unreadable and counted as 0;
+        unreadable: share of frames without a readable identity;
+        lip_correlation_interval, identity_error_interval, state_accuracy_interval: 95 %, bootstrap over clips;
+        drift_identity, drift_residual: the two whose larger one is `drift`;
+        residual, sharpness_ratio, pose_frechet, mouth_amplitude_ratio, closed_mouth_leak: see their functions;
+        state_recall, switches: per state, share of frames, and number, missed and median latency in frames;
+        lag_curve, curves: correlation by lag, everything by second of time;
+        per_clip: a row for each clip; example: the traces of one clip, for pictures.
 
     Raises:
         ValueError: no clips.
@@ -217,7 +223,7 @@ def measure_clip(clip: Clip, character: Character, identities: Sequence[Identity
         lip_correlation=metrics.lip_correlation(readout.mouth_area, true_area_T, speaking_T) if has_lips else None,
         lag_curve=metrics.lag_curve(readout.mouth_area, true_area_T, speaking_T) if has_lips else None,
         identity_error=metrics.mean_or_worst(metrics.end_of(readout.identity_error)),
-        identity_rank=metrics.identity_rank(distances, fingerprints(identities).index(fingerprint(clip.identity))),
+        identity_rank=metrics.identity_rank(distances, [fingerprint(identity) for identity in identities].index(fingerprint(clip.identity))),
         motion=metrics.motion_energy(clip.frames_THWC),
         true_motion=metrics.motion_energy(true_frames),
         sharpness=metrics.sharpness(clip.frames_THWC),
@@ -228,10 +234,6 @@ def measure_clip(clip: Clip, character: Character, identities: Sequence[Identity
 def fingerprint(identity: Identity) -> str:
     """Equal for equal identities."""
     return json.dumps({key: np.asarray(value).tolist() for key, value in identity.items()}, sort_keys=True)
-
-
-def fingerprints(identities: Sequence[Identity]) -> list[str]:
-    return [fingerprint(identity) for identity in identities]
 
 
 def distinct(identities: Sequence[Identity]) -> list[Identity]:
@@ -291,7 +293,7 @@ def switch_summary(measured: Sequence[ClipMeasurement]) -> dict[str, dict[str, f
 
 
 def curves(measured: Sequence[ClipMeasurement], clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-    """Means over clips of each second of time, to see drift: {"seconds", "identity_error", "residual", "state_accuracy", "motion", "lip_correlation"}.
+    """Means over clips of each second of time, to see drift: seconds, identity_error, residual, state_accuracy, motion, lip_correlation.
 
     Lips are correlated in a window of 5 seconds around each second.
     """

@@ -1,12 +1,13 @@
 """What makes a talking character good, as numbers: pure functions of measured and true signals, one clip at a time.
 
-A number is never helped by what could not be measured: a frozen mouth is a failure that counts as zero, an unreadable face counts as the largest error.
+What could not be measured never helps a number: a frozen mouth is a failure that counts as zero, an unreadable face counts as the largest error.
 Signals are float arrays (T,) at 25 frames a second. Legend: flowact/types.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,7 @@ DRIFT_SHARE = 0.15
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson correlation of two signals over the entries where both are finite, in [-1, 1]; NaN where it is undefined (a constant, or nothing to compare)."""
+    """Pearson correlation of two signals over the entries where both are finite, in [-1, 1]; NaN for a constant, or nothing to compare."""
     finite = np.isfinite(x) & np.isfinite(y)
     if finite.sum() < 2:
         return float("nan")
@@ -145,7 +146,9 @@ def end_of(series_T: np.ndarray, seconds: float = END_SECONDS) -> np.ndarray:
 
 
 def identity_rank(distances: Sequence[float], own: int) -> float:
-    """Place of the own reference among all identities by distance: 1 = nearest. Ties count half, so a measure that cannot tell gives chance, (N + 1) / 2.
+    """Place of the own reference among all identities by distance: 1 = nearest.
+
+    Ties count half, so a measure that cannot tell gives chance, (N + 1) / 2.
 
     Args:
         distances: distance of the generated frames to each of the N identities; an unreadable (NaN) own distance is last.
@@ -167,9 +170,9 @@ def switch_latencies(read_T: np.ndarray, states_T: np.ndarray, hold: int = 3, mi
     Returns:
         (new state, latency in frames); infinite if it is never seen before the state ends.
     """
-    changes = [0, *np.flatnonzero(np.diff(states_T)) + 1, len(states_T)]
+    changes = [*np.flatnonzero(np.diff(states_T)) + 1, len(states_T)]
     latencies = []
-    for start, stop in zip(changes[1:-1], changes[2:], strict=True):
+    for start, stop in pairwise(changes):
         if stop - start < min_duration:
             continue
         seen = read_T[start:stop] == states_T[start]

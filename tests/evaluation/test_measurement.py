@@ -47,7 +47,9 @@ def test_a_frozen_video_fails_and_is_not_averaged_away(clips, block):
 
 
 def test_wrong_speech_gives_chance(clips, block):
-    swapped = [replace(clip, frames_THWC=block.render(clip.identity, other.truth_TP)) for clip, other in zip(clips, clips[1:] + clips[:1], strict=True)]
+    swapped = [
+        replace(clip, frames_THWC=block.render(clip.identity, other.truth_TP)) for clip, other in zip(clips, clips[1:] + clips[:1], strict=True)
+    ]
     result = measure(swapped, block)
     assert abs(result.lip_correlation) < 0.15
     assert result.identity_rank == 1
@@ -55,7 +57,9 @@ def test_wrong_speech_gives_chance(clips, block):
 
 
 def test_wrong_people_show_in_rank_and_error(clips, block):
-    swapped = [replace(clip, frames_THWC=block.render(other.identity, clip.truth_TP)) for clip, other in zip(clips, clips[1:] + clips[:1], strict=True)]
+    swapped = [
+        replace(clip, frames_THWC=block.render(other.identity, clip.truth_TP)) for clip, other in zip(clips, clips[1:] + clips[:1], strict=True)
+    ]
     result = measure(swapped, block)
     assert result.identity_rank > 1.5
     assert result.identity_error > 0.05
