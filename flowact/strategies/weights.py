@@ -1,0 +1,76 @@
+"""Weights of a module whose parameters a strategy may have cast to bf16, partitioned or both.
+
+The functions recognise DeepSpeed's parameters by the attributes that it puts on them, so that nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def full_fp32_weights(module: nn.Module) -> dict[str, Tensor]:
+    """State of `module` as a single process without mixed precision would hold it.
+
+    A collective operation: every process calls it, while the strategy is set up (inside fit).
+
+    Args:
+        module: the whole trained module or a part of it, whatever the strategy: ZeRO 0 to 3, DDP, a single device.
+
+    Returns:
+        On the process with rank 0, name -> tensor on the CPU for parameters and persistent buffers; floating-point tensors
+        are fp32 and come from the optimizer's master weights where the module itself holds bf16. Empty on other processes.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        full = _full_parameter(value) if isinstance(value, nn.Parameter) else value.detach()
+        if _rank() == 0:
+            full = full.float() if full.is_floating_point() else full
+            state[name] = full.detach().to("cpu", copy=True).contiguous()
+    return state
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether this process holds only its share of the parameter (ZeRO stage 3)."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def local_values(parameter: Tensor) -> Tensor:
+    """The values that this process stores: a flat share under ZeRO stage 3, the parameter's own data otherwise."""
+    return parameter.ds_tensor.data if is_partitioned(parameter) else parameter.data  # type: ignore[attr-defined]
+
+
+def gather_values(values: Tensor, parameter: Tensor) -> Tensor:
+    """Full tensor from every process's `values`, which lie like `local_values(parameter)`. A collective operation at stage 3."""
+    if not is_partitioned(parameter):
+        return values
+    group = parameter.ds_process_group  # type: ignore[attr-defined]
+    shares = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(shares, values.contiguous(), group=group)
+    return torch.cat(shares)[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+
+
+def scatter_values(full: Tensor, parameter: Tensor) -> Tensor:
+    """This process's share of `full`, laid out like `local_values(parameter)`: the inverse of `gather_values`."""
+    if not is_partitioned(parameter):
+        return full.view(parameter.shape)
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    rank = torch.distributed.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+    share = full.new_zeros(size)
+    own = full.flatten()[rank * size : (rank + 1) * size]
+    share[: own.numel()] = own
+    return share
+
+
+def _full_parameter(parameter: nn.Parameter) -> Tensor:
+    if is_partitioned(parameter):
+        if parameter.requires_grad:
+            return parameter._z3_optimizer.get_full_hp_param(parameter)  # type: ignore[attr-defined]
+        return gather_values(local_values(parameter), parameter)
+    if hasattr(parameter, "_hp_mapping") and parameter.dtype != torch.float32:  # None on processes without a share: still collective
+        return parameter.get_full_hp_param()  # type: ignore[attr-defined]
+    return parameter.detach()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
