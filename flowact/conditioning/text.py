@@ -33,7 +33,7 @@ def split_words(caption: str) -> list[str]:
         category = unicodedata.category(letter)
         if category == "Cf" or letter in "'\u2019":  # joiners and apostrophes stand inside a word
             continue
-        if category[0] in "PZC":
+        if category[0] in "PZ" or category == "Cc":
             pieces.append(" ")
         elif category == "Lo" and unicodedata.name(letter, "").startswith(("CJK", "HIRAGANA", "KATAKANA")):
             pieces.append(f" {letter} ")
