@@ -1,0 +1,134 @@
+"""From a recipe to objects: what `fit` and `validate` share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from flowact.errors import UserError
+from flowact.recipe import Recipe, check_recipe, differences, load_recipe, trainer_arguments
+
+#: parts of a checkpoint folder that resuming reads
+ENGINE, MANIFEST, STORED_RECIPE = "engine", "manifest.json", "recipe.yaml"
+#: sections in which a resumed run must not differ
+FIXED_SECTIONS = ("seed", "data", "model")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage with the data and the trainer of its recipe."""
+
+    recipe: Recipe
+    trainer: Trainer
+    stage: LightningModule
+    data: LightningDataModule
+
+
+class _RecipeParser(LightningArgumentParser):
+    """No value is taken for the path of a further YAML file: a recipe is composed before it gets here, and is all there is."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+
+
+class _RecipeCLI(LightningCLI):
+    """LightningCLI as the builder of one composed recipe: it types and instantiates, and reads no command line and no checkpoint."""
+
+    def __init__(self, config: dict[str, Any], trainer_options: dict[str, Any]) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_RecipeParser,
+            parser_kwargs={"exit_on_error": False},
+            args={
+                "model": config["model"],
+                "data": config["data"],
+                "trainer": {**trainer_arguments(config), **trainer_options},
+            },
+            run=False,
+            seed_everything_default=False,
+            save_config_callback=None,  # the CheckpointFolder callback stores the recipe
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_object(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Off: hyper-parameters of a checkpoint would override recipe and command line."""
+
+
+def silence_libraries() -> None:
+    """Hide library messages that a user of FlowAct can do nothing about."""
+    for message in (
+        r".*does not have many workers.*",
+        r".*is deprecated.*",
+        r".*`LightningCLI`'s? args parameter.*",
+        r".*Consider setting `persistent_workers.*",
+        r".*GPU available but not used.*",
+        r".*pkg_resources.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("DeepSpeed", "torch.distributed", "numexpr", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(_is_not_advertisement)
+
+
+def _is_not_advertisement(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(words in text for words in ("Tip:", "litlogger", "litmodels", "TPU available", "HPU available", "IPU available"))
+
+
+def build(recipe: Recipe, *, quiet: bool = False) -> Run:
+    """Check a recipe and build what it names, with every random generator seeded.
+
+    The stage gets the resolved recipe as its attribute `recipe`, which checkpoints store.
+
+    Raises:
+        UserError: a mistake in the recipe, or a constructor that refuses its arguments.
+    """
+    silence_libraries()
+    check_recipe(recipe)
+    seed_everything(recipe.config["seed"], workers=True, verbose=False)
+    options = {"enable_progress_bar": False, "enable_model_summary": False} if quiet else {}
+    try:
+        cli = _RecipeCLI(recipe.config, options)
+    except (ValueError, argparse.ArgumentError) as error:
+        raise UserError(f"{recipe.path}: {error}") from error
+    cli.model.recipe = recipe.config
+    return Run(recipe, cli.trainer, cli.model, cli.datamodule)
+
+
+def engine_folder(checkpoint: str | Path, recipe: Recipe, *, allow_changes: bool = False) -> Path:
+    """The trainer state inside a checkpoint folder that continues `recipe`.
+
+    Raises:
+        UserError: not a complete checkpoint, or one of another recipe and `allow_changes` is not set; lists what differs.
+    """
+    folder = Path(checkpoint)
+    for part in (MANIFEST, STORED_RECIPE, ENGINE):
+        if not (folder / part).exists():
+            raise UserError(f"--resume {folder}: no {part} in it, so it is not a finished checkpoint that training can continue from")
+    changes = differences(load_recipe(folder / STORED_RECIPE, trust=recipe.trusted).config, recipe.config)
+    fixed = [change for change in changes if change.place.partition(".")[0] in FIXED_SECTIONS]
+    if fixed and not allow_changes:
+        lines = "".join(f"\n  {change.place}: {change.before} -> {change.after}" for change in fixed)
+        raise UserError(
+            f"--resume {folder}: the checkpoint was trained by another recipe:{lines}\n"
+            "start a new run from its weights with init_from=DIR, or add --allow-changes"
+        )
+    return folder / ENGINE

@@ -1,0 +1,61 @@
+"""`flowact list`: what recipes can name. Reads packaging metadata and sources; imports no component."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from flowact import registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Kind and output format."""
+    parser.add_argument("kind", nargs="?", help=f"one of {', '.join(registry.groups())}")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def rows(kind: str | None = None) -> list[dict[str, Any]]:
+    """One plain mapping per component; `problem` says why a component cannot be named, or is None."""
+    clashing = {(c.kind, c.name): claim for claim in registry.clashes() for c in claim}
+    result = []
+    for component in registry.components(kind):
+        line = registry.summary(component)
+        problem = f"no class {component.target}" if line is None else None
+        if (component.kind, component.name) in clashing:
+            problem = "claimed by " + " and ".join(c.origin for c in clashing[component.kind, component.name])
+        result.append(
+            {
+                "kind": component.kind,
+                "name": component.name,
+                "class_path": component.class_path,
+                "distribution": component.distribution,
+                "version": component.version,
+                "summary": line or "",
+                "problem": problem,
+            }
+        )
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the components; problems of plugins go to stderr and do not hide the rest."""
+    found = rows(args.kind)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    width = max((len(row["name"]) for row in found), default=0)
+    previous = None
+    for row in found:
+        if row["kind"] != previous:
+            print(f"{'' if previous is None else chr(10)}{row['kind']}")
+            previous = row["kind"]
+        origin = "" if row["distribution"] == "flowact" else f"  [{row['distribution']} {row['version']}".rstrip() + "]"
+        print(f"  {row['name']:{width}s}  {row['problem'] or row['summary']}{origin}".rstrip())
+    if not found:
+        print(f"no {args.kind} installed")
+    for row in found:
+        if row["problem"]:
+            print(f"flowact: warning: {row['name']} of {row['distribution']}: {row['problem']}", file=sys.stderr)
+    return 0

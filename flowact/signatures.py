@@ -1,0 +1,174 @@
+"""The constructor is the schema: check, describe and call classes by their signatures. jsonargparse does the typing, its words become ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flowact.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def join(*parts: str) -> str:
+    """A dotted place in a recipe, without empty parts."""
+    return ".".join(part for part in parts if part)
+
+
+def close_imports(allowed: Sequence[str]) -> None:
+    """Make jsonargparse import from the allowed prefixes only: a class may be given as a bare string, which no search for `class_path` sees."""
+    from jsonargparse import set_parsing_settings
+
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=list(allowed),
+        instantiate_subclass_spec_in_any=False,
+        config_read_mode_fsspec_enabled=False,
+    )
+
+
+def class_parser(cls: type) -> tuple[ArgumentParser, list[str]]:
+    """A parser of a class's constructor arguments under the key `it`, and their names; **kwargs are followed to their owner."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    added = parser.add_class_arguments(cls, "it", fail_untyped=False, sub_configs=False)
+    names: dict[str, None] = {}
+    for key in added:
+        names.setdefault(key.removeprefix("it.").partition(".")[0])
+    return parser, list(names)
+
+
+def check_arguments(cls: type, arguments: Any, at: str) -> None:
+    """Check constructor arguments: names, required ones, types.
+
+    Raises:
+        UserError: as `check_spec`.
+    """
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{at}: the arguments of {cls.__name__} are a mapping, not {arguments!r}")
+    parser, names = class_parser(cls)
+    for key in arguments:
+        if key not in names:
+            raise UserError(f"{join(at, str(key))}: {cls.__name__} takes no argument '{key}'.{did_you_mean(str(key), names)}")
+    if not names:
+        return  # parse_object knows no group without members
+    try:
+        parser.parse_object({"it": dict(arguments)})
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, KeyError
+        raise _explain(error, cls, parser, at) from error
+
+
+def _explain(error: Exception, cls: type, parser: ArgumentParser, at: str) -> UserError:
+    """jsonargparse's message as ours: the key's place first, then the rule."""
+    text = str(error)
+    required = re.search(r"arguments? (?:is|are) required: (.+)", text) or re.search(r'Key "([^"]+)" is required', text)
+    if required:
+        missing = ", ".join(name.strip().strip("'\"").removeprefix("it.") for name in required[1].split(","))
+        return UserError(f"{at}: {cls.__name__} needs {missing}")
+    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", text)
+    if group:
+        key = group[1].removeprefix("it").lstrip(".")
+        known = [name.rpartition(".")[2] for name in parser.get_defaults()[group[1]]]
+        return UserError(f"{join(at, key, group[2])}: there is no '{group[2]}'.{did_you_mean(group[2], known)}")
+    key_match = re.match(r'\s*Parser key "it\.?([^"]*)":?\s*', text)
+    place = join(at, key_match[1]) if key_match else at
+    body = text[key_match.end() :] if key_match else text
+    return UserError(f"{place}: {_short(body)}")
+
+
+def _short(text: str) -> str:
+    """One line of what jsonargparse says over many: the expectations of a union side by side, the value once."""
+    value = re.search(r"Given value: (.*)\Z", text, re.DOTALL)
+    if "Errors:" in text:
+        body = text.partition("Errors:")[2].partition("Given value type:")[0]
+        reasons = [" ".join(part.split()) for part in re.split(r"\n\s*- ", "\n" + body) if part.strip()]
+    else:
+        reasons = [" ".join(text.split())]
+    cleaned = []
+    for reason in reasons:
+        reason = re.sub(r"Subclass types expect one of.*", "", reason)
+        reason = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", reason)
+        reason = re.sub(r"\bcollections\.abc\.|\btyping\.", "", reason).strip().rstrip(".")
+        if reason not in cleaned and not (reason.endswith(" NoneType") and len(reasons) > 1):
+            cleaned.append(reason)
+    message = "; or ".join(cleaned)
+    if value and "Got value" not in message:
+        message += f". Got value: {' '.join(value[1].split())[:120]}"
+    return message[:1].lower() + message[1:]
+
+
+def build(cls: type, arguments: Mapping[str, Any]) -> Any:
+    """Call a constructor with checked arguments; nested specs become objects by the types of its parameters."""
+    parser, names = class_parser(cls)
+    if not names:
+        return cls()
+    return parser.instantiate(parser.parse_object({"it": dict(arguments)})).it
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One constructor argument, for people.
+
+    Attributes:
+        type: the annotation as written.
+        default: plain where it can be; dataclasses as mappings, tuples as lists.
+        doc: its line in the docstring, or "".
+    """
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    doc: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a recipe can hold the default."""
+        try:
+            json.dumps(self.default, allow_nan=False)
+        except (TypeError, ValueError):
+            return False
+        return not self.required
+
+
+def first_lines(cls: type) -> str:
+    """A docstring's paragraphs up to its first section."""
+    return re.split(r"\n\s*(?:Args|Attributes|Raises|Returns|Example|Examples):", inspect.getdoc(cls) or "")[0].strip()
+
+
+def arguments_of(cls: type) -> list[Argument]:
+    """Constructor arguments in order; those that **kwargs pass on come from the class that takes them."""
+    import docstring_parser
+
+    found: dict[str, inspect.Parameter] = {}
+    docs: dict[str, str] = {}
+    for owner in cls.__mro__:
+        constructor = owner.__dict__.get("__init__")
+        if constructor is None:
+            continue
+        for parameter in inspect.signature(constructor).parameters.values():
+            found.setdefault(parameter.name, parameter)
+        for source in (owner.__doc__, constructor.__doc__):
+            for entry in docstring_parser.parse(source or "").params:
+                docs.setdefault(entry.arg_name, " ".join((entry.description or "").split()))
+    _, names = class_parser(cls)
+    return [_argument(found[name], docs.get(name, "")) for name in names if name in found]
+
+
+def _argument(parameter: inspect.Parameter, doc: str) -> Argument:
+    annotation, default = parameter.annotation, parameter.default
+    written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    required = default is inspect.Parameter.empty
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        default = dataclasses.asdict(default)
+    if isinstance(default, tuple):
+        default = list(default)
+    return Argument(parameter.name, "" if annotation is inspect.Parameter.empty else written, required, None if required else default, doc)
