@@ -1,0 +1,290 @@
+"""Shard source and loader: an order that is a pure function of (seed, epoch, position), so that resume needs two numbers.
+
+    WindowSource -> read one window -> batch -> ShardLoader
+
+The source decides which window comes when; the stages after it are ordinary WebDataset stages. Position counts samples of the whole job, so
+a run may go on with another number of workers or processes: the same windows are seen in the same order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from flowact.errors import UserError
+
+Sample = TypeVar("Sample")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Window:
+    """One draw of a window from a clip; what is inside is decided by `generator`, the same at every visit of (seed, epoch, draw).
+
+    Attributes:
+        clip: number of the clip in the split.
+        visit: (seed, epoch, draw), draw < clips * windows_per_clip.
+    """
+
+    clip: int
+    visit: tuple[int, int, int]
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.visit)
+
+
+def epoch_order(shard_of_clip: np.ndarray, windows_per_clip: int, seed: int, epoch: int, shards_in_flight: int = 16) -> np.ndarray:
+    """Draws of an epoch in training order: shards are shuffled, then all windows inside each group of `shards_in_flight` shards.
+
+    Args:
+        shard_of_clip: shard number of each clip, int64 (N,).
+        windows_per_clip: draws a clip.
+        seed: of the run.
+        epoch: counted from 0.
+        shards_in_flight: shards that are read from at a time; bounds what a cache must hold.
+
+    Returns:
+        A permutation of arange(N * windows_per_clip); draw d is a window of clip d // windows_per_clip.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    shards = generator.permutation(np.unique(shard_of_clip))
+    rank = np.empty(int(shard_of_clip.max()) + 1, dtype=np.int64)
+    rank[shards] = np.arange(len(shards)) // shards_in_flight
+    draws = generator.permutation(len(shard_of_clip) * windows_per_clip)
+    return draws[np.argsort(rank[shard_of_clip[draws // windows_per_clip]], kind="stable")]
+
+
+class WindowSource(IterableDataset[Window]):
+    """First stage of a pipeline: windows of this process and this worker, in an order that does not depend on how many there are.
+
+    One step takes `batch_size` consecutive positions for each process; workers take whole steps in turn.
+
+    Args:
+        shard_of_clip: shard number of each clip.
+        windows_per_clip: draws a clip and epoch.
+        batch_size: windows a step and process.
+        seed: of the order and of every draw.
+        rank: of this process.
+        world_size: number of processes.
+        shuffle: False visits clip after clip, the same draws in every epoch (validation).
+        shards_in_flight: see `epoch_order`.
+
+    Raises:
+        UserError: fewer windows than one step of all processes needs.
+    """
+
+    def __init__(
+        self,
+        shard_of_clip: Sequence[int] | np.ndarray,
+        *,
+        windows_per_clip: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        shards_in_flight: int = 16,
+    ) -> None:
+        for name, value in (("windows_per_clip", windows_per_clip), ("batch_size", batch_size), ("shards_in_flight", shards_in_flight)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed is {seed}, must not be negative")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside a world of {world_size}")
+        self.shard_of_clip = np.asarray(shard_of_clip, dtype=np.int64)
+        self.windows_per_clip = windows_per_clip
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.shards_in_flight = shards_in_flight
+        clips, shards = len(self.shard_of_clip), len(np.unique(self.shard_of_clip))
+        if self.num_samples < world_size:
+            raise UserError(
+                f"shards fewer than processes: {shards} shards hold {clips} usable clips, {self.num_samples} windows, for {world_size} processes; "
+                f"use at most {self.num_samples} processes, add clips, or raise windows_per_clip"
+            )
+        if self.num_samples < self.step_samples:
+            raise UserError(
+                f"{clips} usable clips with windows_per_clip={windows_per_clip} give {self.num_samples} windows, one step needs "
+                f"{self.step_samples} (batch_size {batch_size} times {world_size} processes); "
+                f"lower batch_size to {self.num_samples // world_size} or raise windows_per_clip"
+            )
+        # shared, so that workers that live on see where the next epoch starts
+        self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of an epoch, over all processes."""
+        return len(self.shard_of_clip) * self.windows_per_clip
+
+    @property
+    def step_samples(self) -> int:
+        """Windows that one step of all processes takes."""
+        return self.batch_size * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the same for every process; the remainder is dropped."""
+        return self.num_samples // self.step_samples
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next iteration starts: epoch, and position in samples of the whole job."""
+        epoch, position = self._cursor.tolist()
+        return {"epoch": epoch, "position": position, "seed": self.seed, "num_samples": self.num_samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next iteration there.
+
+        Raises:
+            UserError: a state of another seed or of another number of windows, so of another order.
+        """
+        for name, here in (("seed", self.seed), ("num_samples", self.num_samples)):
+            if state[name] != here:
+                raise UserError(
+                    f"the checkpoint was reading an order with {name} {state[name]}, this run has {here}: data, windows_per_clip, window length "
+                    "or seed changed, so it can not go on exactly; restore them, or start a new run with init_from"
+                )
+        self.seek(state["epoch"], state["position"])
+
+    def seek(self, epoch: int, position: int) -> None:
+        """Start the next iteration at a position of an epoch; the end of an epoch is the start of the next."""
+        if position + self.step_samples > self.num_samples:
+            epoch, position = epoch + 1, 0
+        self._cursor.copy_(torch.tensor([epoch, position]))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Draws of an epoch, over all processes."""
+        if self.shuffle:
+            return epoch_order(self.shard_of_clip, self.windows_per_clip, self.seed, epoch, self.shards_in_flight)
+        clips = len(self.shard_of_clip)
+        return (np.arange(clips)[None] * self.windows_per_clip + np.arange(self.windows_per_clip)[:, None]).reshape(-1)
+
+    def __iter__(self) -> Iterator[Window]:
+        epoch, start = self._cursor.tolist()
+        return self._windows(epoch, start)
+
+    def _windows(self, epoch: int, start: int) -> Iterator[Window]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        order = self.order(epoch)
+        for step in range(first, (self.num_samples - start) // self.step_samples, stride):
+            begin = start + step * self.step_samples + self.rank * self.batch_size
+            for draw in order[begin : begin + self.batch_size].tolist():
+                yield Window(draw // self.windows_per_clip, (self.seed, epoch if self.shuffle else 0, draw))
+
+
+class ShardLoader(StatefulDataLoader):
+    """Batches of a `WindowSource`, resumable exactly with any number of workers.
+
+    What torchdata would store per worker is replaced by the source's two numbers, counted where batches are handed out, so that
+    batches which workers had already prepared are made again and none is lost. The length is known: Lightning then fetches no batch ahead.
+
+    Args:
+        source: decides which windows.
+        read: one window to a sample; runs in the worker.
+        collate: samples of a step to a batch; runs in the worker.
+        num_workers: processes that read ahead; 0 reads in this one.
+    """
+
+    def __init__(self, source: WindowSource, read: Callable[[Window], Any], collate: Callable[[list[Any]], Any], num_workers: int = 0) -> None:
+        pipeline = webdataset.DataPipeline(source, webdataset.map(read), webdataset.batched(source.batch_size, collation_fn=collate, partial=False))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*set_vital.*")  # torchdata calls what newer torch deprecates
+            super().__init__(
+                pipeline,
+                batch_size=None,
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                # a generator of its own: starting an epoch must not move the global one, or a resumed run would draw other noise
+                generator=torch.Generator().manual_seed(source.seed),
+            )
+        self.source = source
+        self._epoch, self._position = 0, 0
+        self._yielded = False
+
+    def __len__(self) -> int:
+        return self.source.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self._yielded:  # an epoch that was begun, finished or not, is followed by the next one
+            self._epoch, self._position = self._epoch + 1, 0
+        self.source.seek(self._epoch, self._position)
+        state = self.source.state_dict()
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._yielded = False
+        return self._count(super().__iter__())
+
+    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
+        try:
+            for batch in batches:
+                self._position += self.source.step_samples
+                self._yielded = True
+                yield batch
+        except UserError as error:
+            message = str(error)
+            if not message.startswith("Caught "):
+                raise
+            # from a worker comes a traceback as text; the user needs its last line
+            raise UserError(message.rpartition("Error: ")[2].strip()) from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position after the last batch that was handed out."""
+        return {**self.source.state_dict(), "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of any number of workers or processes; takes effect with the next iteration."""
+        if state_dict:
+            self.source.load_state_dict(state_dict)
+            self._epoch, self._position, self._yielded = state_dict["epoch"], state_dict["position"], False
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class ByteCache(Generic[Value]):
+    """Values by key up to a number of bytes; the least recently used leave first.
+
+    Args:
+        max_bytes: 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise UserError(f"cache_bytes is {max_bytes}, must not be negative; 0 keeps nothing in memory")
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether a value fits without another one leaving."""
+        return self.num_bytes + num_bytes <= self.max_bytes
+
+    def get(self, key: Hashable) -> Value | None:
+        entry = self._values.get(key)
+        if entry is None:
+            return None
+        self._values.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Hashable, value: Value, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes or key in self._values:
+            return
+        self._values[key] = (value, num_bytes)
+        self.num_bytes += num_bytes
+        while self.num_bytes > self.max_bytes:
+            _, (_, freed) = self._values.popitem(last=False)
+            self.num_bytes -= freed

@@ -1,0 +1,76 @@
+"""A small dataset without rendering: every feature holds its own frame number, so alignment can be read off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flowact.data.media import encode_sound
+from flowact.data.schema import ColumnInfo, DatasetInfo, write_column, write_dataset
+from flowact.data.shards import ShardWriter, encode_array, encode_json
+
+STRIDE = 4
+ENCODERS = {"latents": "CausalVideoAutoencoder", "audio": "LogMel", "text": "HashedText"}
+SHAPES = {
+    "latents": {"latents.npy": [2, 1, 1], "reference.npy": [2, 1, 1]},
+    "audio": {"audio.npy": [3]},
+    "text": {"text.npy": [2, 2]},
+}
+
+
+def caption_list(frames: int) -> list[list]:
+    third = frames // 3
+    return [[0, third, "speaking", "talks"], [third, 2 * third, "listening", "listens"], [2 * third, frames, "speaking", "talks"]]
+
+
+def write_clip(writer: ShardWriter, key: str, frames: int, split: str = "train", video: bytes = b"no video", identity: str = "ana") -> dict:
+    metadata = {"key": key, "frames": frames, "identity": identity, "split": split, "captions": caption_list(frames), "fps": 25}
+    sound = np.arange(frames * 640) % 100
+    members = {
+        "json": encode_json(metadata),
+        "mp4": video,
+        "ref.png": b"no picture",
+        "states.npy": encode_array(np.zeros(frames, np.uint8)),
+        "txt": b"talks",
+        "wav": encode_sound(sound.astype(np.int16)),
+    }
+    writer.write(key, members, frames)
+    return metadata
+
+
+def column_members(column: str, frames: int, captions: list[list]) -> dict[str, bytes]:
+    """Latent k holds k in channel 0; audio of frame t holds t; text of caption i holds its first frame and 1 + the text's length."""
+    if column == "latents":
+        latents = np.zeros(((frames - 1) // STRIDE + 1, 2, 1, 1), np.float16)
+        latents[:, 0, 0, 0] = np.arange(len(latents))
+        reference = np.full((3, 2, 1, 1), 0, np.float16)
+        reference[:, 0, 0, 0] = [100, 101, 102]
+        return {"latents.npy": encode_array(latents), "reference.npy": encode_array(reference)}
+    if column == "audio":
+        return {"audio.npy": encode_array(np.repeat(np.arange(frames, dtype=np.float16)[:, None], 3, axis=1))}
+    text = np.zeros((len(captions), 2, 2), np.float16)
+    for i, (first, _, _, words) in enumerate(captions):
+        text[i] = [[first, 1 + len(words)]] * 2
+    return {"text.npy": encode_array(text)}
+
+
+def make_dataset(root: Path, lengths: dict[str, list[int]], per_shard: int = 3) -> Path:
+    """Shards and columns of clips with these numbers of frames."""
+    splits = {}
+    for split, frames_of in lengths.items():
+        clips = []
+        with ShardWriter(root / split, max_samples=per_shard) as writer:
+            for number, frames in enumerate(frames_of):
+                clips.append(write_clip(writer, f"{split}-{number:03d}", frames, split))
+        splits[split] = {"shards": len(writer.finished), "samples": len(clips), "frames": sum(frames_of)}
+        for column in ENCODERS:
+            encoder = {"class_path": ENCODERS[column], "init_args": {}}
+            stride = {"temporal_stride": STRIDE, "spatial_stride": 1} if column == "latents" else {}
+            info = ColumnInfo(column, encoder, "0123abcd", SHAPES[column], **stride)
+            with ShardWriter(root / "columns" / info.folder_name / split, max_samples=per_shard) as writer:
+                for clip in clips:
+                    writer.write(clip["key"], column_members(column, clip["frames"], clip["captions"]), clip["frames"])
+            write_column(root / "columns" / info.folder_name, info)
+    write_dataset(root, DatasetInfo("ramp", splits=splits))
+    return root
