@@ -72,6 +72,8 @@ class VideoWriter(ABC):
             samples = np.zeros(expected, np.float32)
         elif samples.shape != (expected,):
             raise ValueError(f"{frames_THWC.shape[0]} frames come with {expected} samples, got {samples.shape}; sound and picture would drift apart")
+        elif not np.issubdtype(samples.dtype, np.floating):
+            raise ValueError(f"expected float samples in [-1, 1], got {samples.dtype}; divide 16-bit samples by 32768")
         elif not np.isfinite(samples).all():
             raise ValueError("the sound holds NaN or infinite samples")
         self._append(frames_THWC, np.clip(samples, -1.0, 1.0).astype(np.float32))
