@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from flowact.data.schema import (
 from flowact.data.shards import ClipRef, ShardError, Split, open_split
 from flowact.errors import UserError, did_you_mean
 from flowact.types import FRAMES_PER_SECOND, Batch, FrameBatch
+
+# Lightning can not know that the length counts batches of the process, workers included
+warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def encode_video(frames: np.ndarray, *, fps: int = 25, crf: int = 18, pixel_form
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 (T, H, W, 3) with T >= 1, got {frames.dtype} {frames.shape}")
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium", "bf": "0", "g": str(fps), "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
