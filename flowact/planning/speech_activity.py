@@ -39,7 +39,7 @@ def speech_frames(samples: np.ndarray, *, range_db: float = 26.0, hysteresis_db:
     active_T = np.zeros(num_frames, bool)
     active = False
     for t, level in enumerate(level_T):
-        active = bool(level > (begin - hysteresis_db if active else begin))
+        active = bool(level > (max(begin - hysteresis_db, floor_db) if active else begin))
         active_T[t] = active
     return active_T
 

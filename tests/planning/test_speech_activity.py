@@ -61,6 +61,16 @@ def test_short_pauses_stay_speaking(pause, still_speaking):
     assert ({prompt.state for prompt in SpeechActivityPlanner().plan(samples)} == {"speaking"}) == still_speaking
 
 
+def test_a_fading_voice_is_still_speech_but_does_not_begin_it():
+    generator = np.random.default_rng(0)
+    decibels = np.repeat([-35.0, -10.0, -35.0, -70.0], 32_000)
+    samples = (10 ** (decibels / 20) * generator.standard_normal(len(decibels))).astype(np.float32)
+    names = states(SpeechActivityPlanner(range_db=22.0).plan(samples), samples)
+    assert share(names, "speaking", 0.0, 1.9) == 0
+    assert share(names, "speaking", 2.1, 5.9) == 1
+    assert share(names, "speaking", 6.1, 8.0) == 0
+
+
 def test_a_click_is_no_speech():
     samples = soundtrack(("pause", 6.0))
     samples[48_000:48_300] = 0.5
