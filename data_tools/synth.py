@@ -91,11 +91,15 @@ def run(args: argparse.Namespace) -> int:
     character = registry.instantiate({"class_path": args.character, "init_args": {"size": args.size}}, kind="characters")
     spec = {"class_path": registry.resolve(args.character, "characters").class_path, "init_args": {"size": args.size}}
     pieces = load_speech(args.speech)
-    settings = Settings(spec, frames_of(args.seconds), args.seed, "shipped" if args.speech is None else str(args.speech.resolve()), _hash_speech(pieces))
+    settings = Settings(
+        spec, frames_of(args.seconds), args.seed, "shipped" if args.speech is None else str(args.speech.resolve()), _hash_speech(pieces)
+    )
     _open_folder(args.out, settings)
 
     counts = {"train": args.train_identities, "val": args.val_identities}
-    tasks = [Task(split, i, f"{_slug(args.character)}-{split}-{i:05d}") for split in SPLITS for i in range(min(counts[split], args.limit or counts[split]))]
+    tasks = [
+        Task(split, i, f"{_slug(args.character)}-{split}-{i:05d}") for split in SPLITS for i in range(min(counts[split], args.limit or counts[split]))
+    ]
     missing = [task for task in tasks if not (args.out / task.split / f"{task.key}.json").exists()]
     _check_disk(args.out, len(missing), settings.frames, args.size)
     if len(missing) < len(tasks):
@@ -136,7 +140,8 @@ class ClipMaker:
         truth_TP = self.character.perform(samples, states_T, generator)
         frames = self.character.render(identity, truth_TP)
         captions = [
-            [start, end, STATES[state], self.character.caption(STATES[state], int(generator.integers(2**16)))] for start, end, state in state_runs(states_T)
+            [start, end, STATES[state], self.character.caption(STATES[state], int(generator.integers(2**16)))]
+            for start, end, state in state_runs(states_T)
         ]
         metadata = self._metadata(task, identity, captions, segments)
         members = {
@@ -230,7 +235,15 @@ def _track_progress(done: Iterable[Task], total: int, frames: int) -> Iterator[T
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("synth"), BarColumn(), MofNCompleteColumn(), TextColumn("clips"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("synth"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[rate]}"), console=Console(stderr=True)) as progress:
         bar = progress.add_task("synth", total=total, rate="")
         for task in done:
@@ -269,7 +282,9 @@ def _open_folder(folder: Path, settings: Settings) -> None:
             raise UserError(f"{path} is not JSON ({error}); remove the folder or give another --out") from error
         differences = [f"{name} {old.get(name)!r}, now {value!r}" for name, value in record.items() if old.get(name) != value]
         if differences:
-            raise UserError(f"{folder} holds clips made with other settings: {'; '.join(differences)}. Give another --out, or the same settings to continue")
+            raise UserError(
+                f"{folder} holds clips made with other settings: {'; '.join(differences)}. Give another --out, or the same settings to continue"
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty and was not made by `flowact-data synth`; give a new folder as --out")
@@ -281,7 +296,9 @@ def _check_disk(folder: Path, num_clips: int, frames: int, size: int) -> None:
     needed = num_clips * frames * (2 * SAMPLES_PER_FRAME + _BYTES_PER_PIXEL * size**2 + 64)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{num_clips} clips need about {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; make room, or make fewer clips")
+        raise UserError(
+            f"{num_clips} clips need about {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; make room, or make fewer clips"
+        )
 
 
 def _hash_speech(pieces: Sequence[SpeechPiece]) -> str:

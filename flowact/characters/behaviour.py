@@ -12,6 +12,7 @@ import numpy as np
 
 from flowact.characters.speech import SpeechPiece
 from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
+import itertools
 
 SPEAKING, LISTENING, THINKING, IDLE = range(len(STATES))
 
@@ -76,7 +77,7 @@ def sample_track(generator: np.random.Generator, speech_pieces: Sequence[SpeechP
 def state_runs(states_T: np.ndarray) -> list[tuple[int, int, int]]:
     """(first frame, frame after the last, state) of each run of one state."""
     edges = [0, *(np.flatnonzero(np.diff(states_T)) + 1).tolist(), len(states_T)]
-    return [(start, end, int(states_T[start])) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [(start, end, int(states_T[start])) for start, end in itertools.pairwise(edges)]
 
 
 def voiced(samples: np.ndarray, states_T: np.ndarray) -> np.ndarray:

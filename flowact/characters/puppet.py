@@ -116,7 +116,7 @@ def choose_caption(captions: dict[str, tuple[str, ...]], state: str, variant: in
 def _targets(state: int, waves: dict[str, np.ndarray], energy_T: np.ndarray) -> np.ndarray:
     """Where a state pulls the body, (T, P) in the order of `Puppet.channels`; the mouth and the blink are not pulled."""
     zero = np.zeros_like(energy_T)
-    body = {name: zero for name in Puppet.channels}
+    body = dict.fromkeys(Puppet.channels, zero)
     body["head_x"] = 0.02 * waves["drift"]
     body["head_y"] = 0.012 * waves["breath"]
     hands = puppet_anatomy.HANDS_DOWN

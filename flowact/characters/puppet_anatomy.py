@@ -36,16 +36,16 @@ THUMB_OFFSET = (0.088, -0.075)  # towards the middle and up
 
 EYE_U = 0.42  # of the head's width
 EYE_V = -0.13  # of the head's height
-EYE_RADIUS_U = 0.116
-EYE_RADIUS_V = 0.124
+EYE_RADIUS_U = 0.120
+EYE_RADIUS_V = 0.104
 CLOSED_EYE_RADIUS_V = 0.004
 LID_WIDTH = 0.017
-IRIS_RADIUS = 0.076
-PUPIL_RADIUS = 0.046
+IRIS_RADIUS = 0.074
+PUPIL_RADIUS = 0.045
 GLINT_RADIUS = 0.025
 GLINT_OFFSET = (-0.027, -0.031)
-GAZE_REACH_U = 0.034
-GAZE_REACH_V = 0.042
+GAZE_REACH_U = 0.040
+GAZE_REACH_V = 0.036
 
 NOSE_V = 0.09  # of the head's height
 MOUTH_V = 0.54  # of the head's height

@@ -14,7 +14,7 @@ Axes: T pixel frames, C colour channels, H W height and width of a window, N mea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -160,7 +160,7 @@ def _read_eyes(batch_TCHW: np.ndarray, look: Look) -> dict[str, np.ndarray]:
     dark = np.clip((np.float32(0.62) - brightest) / np.float32(0.25), 0, 1)
 
     _, middle_x, _ = _centroid(certain, window.x, window.y)
-    x, y = np.broadcast_arrays(window.x, window.y)
+    x, _y = np.broadcast_arrays(window.x, window.y)
     eyes = []
     for side in (-1, 1):
         on_side = (x - np.nan_to_num(middle_x)[:, None, None]) * side > 0
@@ -301,7 +301,13 @@ def _state(channels: dict[str, np.ndarray]) -> np.ndarray:
 
 def _residual(frames: np.ndarray, look: Look, truth_TP: np.ndarray) -> np.ndarray:
     """RMS distance to the puppet's picture in the pose that was read, with parts that were not seen at rest."""
-    rest = {"mouth_width": 0.5, "left_x": anatomy.HANDS_DOWN[0][0], "left_y": anatomy.HANDS_DOWN[0][1], "right_x": anatomy.HANDS_DOWN[1][0], "right_y": anatomy.HANDS_DOWN[1][1]}
+    rest = {
+        "mouth_width": 0.5,
+        "left_x": anatomy.HANDS_DOWN[0][0],
+        "left_y": anatomy.HANDS_DOWN[0][1],
+        "right_x": anatomy.HANDS_DOWN[1][0],
+        "right_y": anatomy.HANDS_DOWN[1][1],
+    }
     filled_TP = np.empty(truth_TP.shape, np.float32)
     for i, name in enumerate(anatomy.CHANNELS):
         values = truth_TP[:, i]
