@@ -1,5 +1,25 @@
-"""Evaluation: lips, identity, states, drift and motion of generated clips against exact truth, and the report that shows them."""
+"""Evaluation: lips, identity, states, drift and motion of generated clips against exact truth, and the report that shows them.
 
+`flowact.evaluation.report` and `flowact.evaluation.pictures` are imported by name where pictures are wanted.
+"""
+
+from flowact.evaluation.held_out import FIRST_GENERATED_FRAME, Evaluation, HeldOut, HeldOutClip, evaluate_stream, evaluate_truth, read_held_out
 from flowact.evaluation.measurement import METRIC_NAMES, Clip, ClipMeasurement, Measurement, measure
+from flowact.evaluation.metrics_file import merge_metrics, read_metrics
 
-__all__ = ["METRIC_NAMES", "Clip", "ClipMeasurement", "Measurement", "measure"]
+__all__ = [
+    "FIRST_GENERATED_FRAME",
+    "METRIC_NAMES",
+    "Clip",
+    "ClipMeasurement",
+    "Evaluation",
+    "HeldOut",
+    "HeldOutClip",
+    "Measurement",
+    "evaluate_stream",
+    "evaluate_truth",
+    "measure",
+    "merge_metrics",
+    "read_held_out",
+    "read_metrics",
+]

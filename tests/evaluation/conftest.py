@@ -63,6 +63,6 @@ def block() -> Block:
     return Block(8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clips(block) -> list[Clip]:
     return [make_clip(block, seed) for seed in range(6)]

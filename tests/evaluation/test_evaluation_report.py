@@ -49,7 +49,7 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def numbers(clips, block):
     """metrics.json of an invented run, each number different."""
     noise = np.random.default_rng(0)

@@ -1,0 +1,255 @@
+"""Clips that a model has not seen: read from shards, turned into what drives a stream, and set against the stream that came out.
+
+The alignment of generated and true frames is decided here and nowhere else. Legend: flowact/types.py.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowact import registry
+from flowact.autoencoders.base import Autoencoder
+from flowact.characters.base import Character, Identity
+from flowact.data import decode_sound, decode_video, open_split, parse_captions
+from flowact.errors import UserError
+from flowact.evaluation.measurement import Clip, Measurement, measure
+from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+
+#: Frame 0 of a clip is the picture that the first latent stands for; a stream makes motion latents only, and the first of them begins at frame 1.
+#: So generated frame i is set against frame i + 1 of the clip, and hears its sound and its captions.
+FIRST_GENERATED_FRAME = 1
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutClip:
+    """One clip with its truth.
+
+    Attributes:
+        key: in its shard.
+        video: the clip as mp4 bytes.
+        reference_HWC: uint8 reference picture.
+        truth_TP: float32.
+        states_T: uint8.
+        samples: float32 at 16 kHz, 640 per frame.
+        identity: the character's appearance.
+        captions: (first frame, text) in time order, from frame 0 on.
+    """
+
+    key: str
+    video: bytes
+    reference_HWC: np.ndarray
+    truth_TP: np.ndarray
+    states_T: np.ndarray
+    samples: np.ndarray
+    identity: Identity
+    captions: tuple[tuple[int, str], ...]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.states_T)
+
+    def frames_THWC(self) -> np.ndarray:
+        """The clip's own frames, uint8, decoded from the video."""
+        return decode_video(self.video, self.key, count=self.num_frames)
+
+    def cut(self, num_frames: int) -> HeldOutClip:
+        """The first `num_frames` frames of the clip."""
+        return replace(
+            self,
+            truth_TP=self.truth_TP[:num_frames],
+            states_T=self.states_T[:num_frames],
+            samples=self.samples[: num_frames * SAMPLES_PER_FRAME],
+            captions=tuple(caption for caption in self.captions if caption[0] < num_frames),
+        )
+
+    def reference_CHW(self) -> Tensor:
+        """The reference picture as the model takes it, float32 in [-1, 1]."""
+        return torch.from_numpy(self.reference_HWC.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    def heard(self) -> np.ndarray:
+        """The sound that drives a stream: sample 0 belongs to generated frame 0."""
+        return self.samples[FIRST_GENERATED_FRAME * SAMPLES_PER_FRAME :]
+
+    def prompts(self) -> list[tuple[int, str]]:
+        """(first generated frame, text) of the captions that drive a stream, from frame 0 on."""
+        moved: dict[int, str] = {}
+        for start, text in self.captions:
+            moved[max(0, start - FIRST_GENERATED_FRAME)] = text  # of those that begin before the stream, the last is in force
+        return list(moved.items())
+
+    def against(self, frames_THWC: np.ndarray) -> Clip:
+        """Generated frames beside the truth that they should show; what goes beyond the other's end is cut."""
+        length = min(len(frames_THWC), self.num_frames - FIRST_GENERATED_FRAME)
+        true = slice(FIRST_GENERATED_FRAME, FIRST_GENERATED_FRAME + length)
+        heard = self.heard()[: length * SAMPLES_PER_FRAME]
+        return Clip(self.key, frames_THWC[:length], self.truth_TP[true], self.states_T[true], self.identity, heard)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The clips of an evaluation, all of one length, and the character that knows how to read them."""
+
+    clips: tuple[HeldOutClip, ...]
+    character: Character
+
+    @property
+    def references(self) -> dict[str, np.ndarray]:
+        """Clip key -> reference picture."""
+        return {clip.key: clip.reference_HWC for clip in self.clips}
+
+
+def read_held_out(spec: str, seconds: float | None = None, limit: int | None = None) -> HeldOut:
+    """Read clips with truth from shards.
+
+    Args:
+        spec: a folder with shards (DIR/shards/val) or a brace string.
+        seconds: use this much of each clip, and no clip that is shorter. None: as much as the shortest clip has.
+        limit: at most so many clips, spread evenly over the split.
+
+    Raises:
+        UserError: no truth (real people have none), no clip of that length, or damaged shards.
+    """
+    if seconds is not None and seconds * FRAMES_PER_SECOND < FIRST_GENERATED_FRAME + 1:
+        raise UserError(f"--seconds {seconds:g} is less than two frames; give 2 seconds or more for meaningful numbers")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: at least one clip is needed to measure anything")
+    split = open_split(spec)
+    wanted = 0 if seconds is None else round(seconds * FRAMES_PER_SECOND)
+    refs = [clip for clip in split.clips if clip.frames >= wanted]
+    if not refs:
+        longest = max(clip.frames for clip in split.clips) / FRAMES_PER_SECOND
+        raise UserError(f"no clip of {spec} lasts {seconds:g} s, the longest {longest:g} s; give a smaller --seconds, or render longer clips")
+    refs = spread(refs, limit)
+    num_frames = wanted or min(clip.frames for clip in refs)
+    clips, specs = [], []
+    for ref in refs:
+        where = split.where(ref)
+        metadata = split.decode(ref, "json")
+        if "truth.npy" not in split.shards[ref.shard].entries[ref.sample].members or "appearance" not in metadata:
+            raise UserError(
+                f"{where} has no truth to be measured against; evaluate reads synthetic characters back exactly."
+                " Make such clips with: flowact-data synth"
+            )
+        captions = parse_captions(metadata, where)
+        clip = HeldOutClip(
+            key=ref.key,
+            video=split.read(ref, "mp4"),
+            reference_HWC=np.asarray(Image.open(io.BytesIO(split.read(ref, "ref.png"))).convert("RGB")),
+            truth_TP=split.decode(ref, "truth.npy"),
+            states_T=split.decode(ref, "states.npy"),
+            samples=decode_sound(split.read(ref, "wav"), where).astype(np.float32) / 32768,
+            identity=metadata["appearance"],
+            captions=tuple(zip((int(start) for start in captions.starts), captions.texts, strict=True)),
+        )
+        clips.append(clip.cut(num_frames))
+        specs.append(metadata.get("character"))
+    return HeldOut(tuple(clips), build_character((split.info.character if split.info else None) or specs[0], spec))
+
+
+def spread(items: Sequence[Any], limit: int | None) -> list[Any]:
+    """At most `limit` items, evenly from the first to the last, so that a few clips are not all of one person."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def build_character(spec: dict[str, Any] | None, where: str) -> Character:
+    """The character that a dataset names.
+
+    Raises:
+        UserError: it names none, or one that is not installed.
+    """
+    if spec is None:
+        raise UserError(
+            f"{where} names no character in dataset.yaml, so its clips cannot be read back; make synthetic clips with: flowact-data synth"
+        )
+    return registry.instantiate(spec, "characters")
+
+
+class Generated(Protocol):
+    """What a pipeline returns: frames (T, H, W, 3) uint8 per clip, and how fast it was."""
+
+    frames: Sequence[np.ndarray]
+    ttff_seconds: float
+    frames_per_second: float
+    evaluations_per_chunk: float
+    num_chunks: int
+
+
+class Streamer(Protocol):
+    """The part of `flowact.sampling.pipeline.Pipeline` that evaluation needs."""
+
+    autoencoder: Autoencoder
+
+    def generate(
+        self,
+        references: list[Tensor],
+        samples: list[np.ndarray],
+        captions: list[Any],
+        seed: int = 0,
+        progress: Callable[..., None] | None = None,
+    ) -> Generated: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Numbers, and the clips they were measured on."""
+
+    measurement: Measurement
+    clips: tuple[Clip, ...]
+
+
+def evaluate_stream(streamer: Streamer, held_out: HeldOut, seed: int = 0, progress: Callable[..., None] | None = None) -> Evaluation:
+    """Stream all clips as one batch and measure them. `details.generation` says how the stream ran; its speed is that of the whole batch."""
+    clips = held_out.clips
+    generated = streamer.generate(
+        [clip.reference_CHW() for clip in clips], [clip.heard() for clip in clips], [clip.prompts() for clip in clips], seed=seed, progress=progress
+    )
+    shown = tuple(clip.against(frames) for clip, frames in zip(clips, generated.frames, strict=True))
+    measurement = measure(shown, held_out.character)
+    generation = {
+        "seed": seed,
+        "batch_size": len(clips),
+        "seconds": len(shown[0].states_T) / FRAMES_PER_SECOND,
+        "ttff_seconds": generated.ttff_seconds,
+        "frames_per_second": generated.frames_per_second,
+        "evaluations_per_chunk": generated.evaluations_per_chunk,
+        "num_chunks": generated.num_chunks,
+    }
+    return Evaluation(replace(measurement, details={**measurement.details, "generation": generation}), shown)
+
+
+def evaluate_truth(held_out: HeldOut, autoencoder: Autoencoder | None = None) -> Evaluation:
+    """The ceiling: the clips themselves, measured as if they had been generated.
+
+    With an autoencoder they go through it first, since no stream can look better than its decoder; then `details.raw` has the numbers of the clips as
+    they are, and `details.through` says "autoencoder" instead of "pixels".
+    """
+    raw = tuple(clip.against(clip.frames_THWC()[FIRST_GENERATED_FRAME:]) for clip in held_out.clips)
+    measured = measure(raw, held_out.character)
+    if autoencoder is None:
+        return Evaluation(replace(measured, details={**measured.details, "through": "pixels"}), raw)
+    decoded = tuple(clip.against(reconstruct(clip.frames_THWC(), autoencoder)[FIRST_GENERATED_FRAME:]) for clip in held_out.clips)
+    ceiling = measure(decoded, held_out.character)
+    raw_numbers = measured.to_json()
+    kept = {name: value for name, value in raw_numbers.items() if name != "details"}
+    kept["residual"] = raw_numbers["details"]["residual"]
+    return Evaluation(replace(ceiling, details={**ceiling.details, "through": "autoencoder", "raw": kept}), decoded)
+
+
+@torch.no_grad()
+def reconstruct(frames_THWC: np.ndarray, autoencoder: Autoencoder) -> np.ndarray:
+    """Frames through an autoencoder and back, uint8; a clip whose length breaks the rule T = stride * n + 1 loses its last frames."""
+    length = (len(frames_THWC) - 1) // autoencoder.temporal_stride * autoencoder.temporal_stride + 1
+    parameter = next(autoencoder.parameters(), torch.zeros(()))
+    frames_BCTHW = torch.from_numpy(np.ascontiguousarray(frames_THWC[:length])).permute(3, 0, 1, 2)[None].to(parameter.device, parameter.dtype)
+    decoded_BCTHW = autoencoder.decode(autoencoder.encode(frames_BCTHW / 127.5 - 1))
+    return ((decoded_BCTHW[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
