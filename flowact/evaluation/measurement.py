@@ -25,8 +25,8 @@ METRIC_NAMES = (
     "drift",
     "motion_ratio",
 )
-#: every how manieth frame of a clip's end is compared with all identities
-IDENTITY_FRAME_STEP = 5
+#: what changes slowly (identity, sharpness) is measured in every fifth frame
+FRAME_STEP = 5
 #: lips per second are correlated in windows of this many seconds
 LIP_WINDOW_SECONDS = 5
 
@@ -61,19 +61,35 @@ class Clip:
 
 
 @dataclass(frozen=True, eq=False)
+class Lips:
+    """How the mouth of a speaking clip follows the sound; a NaN `correlation` marks a failure (frozen, unreadable)."""
+
+    correlation: float
+    lag_curve: np.ndarray
+
+    @property
+    def failed(self) -> bool:
+        return bool(np.isnan(self.correlation))
+
+    @property
+    def score(self) -> float:
+        """The correlation; 0 for a failure."""
+        return 0.0 if self.failed else self.correlation
+
+
+@dataclass(frozen=True, eq=False)
 class ClipMeasurement:
-    """What was measured in one clip, frame by frame and in sum. NaN lips mark a failure, None a clip without speech."""
+    """What was measured in one clip, frame by frame and in sum. `lips` is None for a clip without speech."""
 
     key: str
     true_area_T: np.ndarray
     readout: Readout
     states_T: np.ndarray
-    lip_correlation: float | None
-    lag_curve: np.ndarray | None
+    lips: Lips | None
     identity_error: float
     identity_rank: float
-    motion: float
-    true_motion: float
+    motion_T: np.ndarray
+    true_motion_T: np.ndarray
     sharpness: float
     true_sharpness: float
 
@@ -156,15 +172,15 @@ def measure(clips: Sequence[Clip], character: Character) -> Measurement:
         raise ValueError("nothing to measure: no clips")
     identities = distinct([clip.identity for clip in clips])
     measured = tuple(measure_clip(clip, character, identities) for clip in clips)
-    speaking = [clip for clip in measured if clip.lip_correlation is not None]
-    lips = [float(np.nan_to_num(clip.lip_correlation)) for clip in speaking]
-    lag_curve = np.mean([clip.lag_curve for clip in speaking], axis=0) if speaking else np.zeros(2 * metrics.MAX_LAG + 1)
+    speaking = [clip for clip in measured if clip.lips is not None]
+    lips = [clip.lips for clip in speaking if clip.lips is not None]
+    lag_curve = np.mean([found.lag_curve for found in lips], axis=0) if lips else np.zeros(2 * metrics.MAX_LAG + 1)
     identity_errors = [clip.identity_error for clip in measured]
     drift_identity = float(np.mean([metrics.drift(clip.readout.identity_error) for clip in measured]))
     drift_residual = float(np.mean([metrics.drift(clip.readout.residual) for clip in measured]))
     read = np.concatenate([clip.readout.state for clip in measured])
     states = np.concatenate([clip.states_T for clip in measured])
-    motion, true_motion = sum(clip.motion for clip in measured), sum(clip.true_motion for clip in measured)
+    motion, true_motion = (mean_of(np.concatenate(rows)) for rows in zip(*((c.motion_T, c.true_motion_T) for c in measured), strict=True))
     true_sharpness = sum(clip.true_sharpness for clip in measured)
     details = {
         "num_clips": len(measured),
@@ -172,9 +188,9 @@ def measure(clips: Sequence[Clip], character: Character) -> Measurement:
         "num_identities": len(identities),
         "frames_per_second": FRAMES_PER_SECOND,
         "lip_clips": len(speaking),
-        "lip_failures": sum(bool(np.isnan(clip.lip_correlation)) for clip in speaking),
+        "lip_failures": sum(found.failed for found in lips),
         "unreadable": float(np.mean([np.isnan(clip.readout.identity_error).mean() for clip in measured])),
-        "lip_correlation_interval": metrics.bootstrap_interval(lips),
+        "lip_correlation_interval": metrics.bootstrap_interval([found.score for found in lips]),
         "identity_error_interval": metrics.bootstrap_interval(identity_errors),
         "state_accuracy_interval": metrics.bootstrap_interval([clip.state_accuracy for clip in measured]),
         "drift_identity": drift_identity,
@@ -187,12 +203,12 @@ def measure(clips: Sequence[Clip], character: Character) -> Measurement:
         "state_recall": metrics.state_recall(read, states),
         "switches": switch_summary(measured),
         "lag_curve": {"lags": list(range(-metrics.MAX_LAG, metrics.MAX_LAG + 1)), "correlation": lag_curve},
-        "curves": curves(measured, clips),
+        "curves": curves(measured),
         "per_clip": [clip_summary(clip) for clip in measured],
         "example": example(measured),
     }
     return Measurement(
-        lip_correlation=mean_of(lips),
+        lip_correlation=mean_of([found.score for found in lips]),
         lip_correlation_shuffled=shuffled(speaking),
         lip_lag_frames=metrics.best_lag(lag_curve),
         identity_error=float(np.mean(identity_errors)),
@@ -212,22 +228,24 @@ def measure_clip(clip: Clip, character: Character, identities: Sequence[Identity
     true_frames = character.render(clip.identity, clip.truth_TP)
     states_T = np.asarray(clip.states_T, np.int64)
     speaking_T = states_T == STATES.index("speaking")
-    has_lips = metrics.has_lips_to_measure(true_area_T, speaking_T)
-    last = metrics.end_of(clip.frames_THWC)[::IDENTITY_FRAME_STEP]
+    lips = None
+    if metrics.has_lips_to_measure(true_area_T, speaking_T):
+        signals = (readout.mouth_area, true_area_T, speaking_T)
+        lips = Lips(metrics.lip_correlation(*signals), metrics.lag_curve(*signals))
+    last = metrics.end_of(clip.frames_THWC)[::FRAME_STEP]
     distances = [character.identity_distance(last, identity) for identity in identities]
     return ClipMeasurement(
         key=clip.key,
         true_area_T=true_area_T,
         readout=readout,
         states_T=states_T,
-        lip_correlation=metrics.lip_correlation(readout.mouth_area, true_area_T, speaking_T) if has_lips else None,
-        lag_curve=metrics.lag_curve(readout.mouth_area, true_area_T, speaking_T) if has_lips else None,
+        lips=lips,
         identity_error=metrics.mean_or_worst(metrics.end_of(readout.identity_error)),
         identity_rank=metrics.identity_rank(distances, [fingerprint(identity) for identity in identities].index(fingerprint(clip.identity))),
-        motion=metrics.motion_energy(clip.frames_THWC),
-        true_motion=metrics.motion_energy(true_frames),
-        sharpness=metrics.sharpness(clip.frames_THWC),
-        true_sharpness=metrics.sharpness(true_frames),
+        motion_T=metrics.motion(clip.frames_THWC),
+        true_motion_T=metrics.motion(true_frames),
+        sharpness=metrics.sharpness(clip.frames_THWC[::FRAME_STEP]),
+        true_sharpness=metrics.sharpness(true_frames[::FRAME_STEP]),
     )
 
 
@@ -241,7 +259,7 @@ def distinct(identities: Sequence[Identity]) -> list[Identity]:
     return list({fingerprint(identity): identity for identity in identities}.values())
 
 
-def mean_of(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float] | np.ndarray) -> float:
     """Mean over the defined values; NaN for none. For numbers that some clips cannot have, never for failures."""
     defined = [value for value in values if np.isfinite(value)]
     return float(np.mean(defined)) if defined else float("nan")
@@ -292,7 +310,7 @@ def switch_summary(measured: Sequence[ClipMeasurement]) -> dict[str, dict[str, f
     return summary
 
 
-def curves(measured: Sequence[ClipMeasurement], clips: Sequence[Clip]) -> dict[str, np.ndarray]:
+def curves(measured: Sequence[ClipMeasurement]) -> dict[str, np.ndarray]:
     """Means over clips of each second of time, to see drift: seconds, identity_error, residual, state_accuracy, motion, lip_correlation.
 
     Lips are correlated in a window of 5 seconds around each second.
@@ -301,17 +319,11 @@ def curves(measured: Sequence[ClipMeasurement], clips: Sequence[Clip]) -> dict[s
         "identity_error": [metrics.per_second(clip.readout.identity_error) for clip in measured],
         "residual": [metrics.per_second(clip.readout.residual) for clip in measured],
         "state_accuracy": [metrics.per_second((clip.readout.state == clip.states_T).astype(float)) for clip in measured],
-        "motion": [motion_per_second(clip.frames_THWC) for clip in clips],
+        "motion": [metrics.per_second(clip.motion_T) for clip in measured],
         "lip_correlation": [lips_per_second(clip) for clip in measured],
     }
     means = {name: metrics.mean_curve(rows) for name, rows in series.items()}
     return {"seconds": np.arange(len(means["identity_error"])), **means}
-
-
-def motion_per_second(frames_THWC: np.ndarray) -> np.ndarray:
-    """Motion energy of each second; the first frame has no predecessor."""
-    steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) / 255
-    return metrics.per_second(np.concatenate([[np.nan], steps]))
 
 
 def lips_per_second(clip: ClipMeasurement) -> np.ndarray:
@@ -329,17 +341,17 @@ def lips_per_second(clip: ClipMeasurement) -> np.ndarray:
 
 def clip_summary(clip: ClipMeasurement) -> dict[str, Any]:
     """The row of one clip. Lips: None without speech; a failure is 0 and says so."""
-    lips = clip.lip_correlation
+    lips, motion, true_motion = clip.lips, mean_of(clip.motion_T), mean_of(clip.true_motion_T)
     return {
         "key": clip.key,
         "num_frames": len(clip.states_T),
-        "lip_correlation": None if lips is None else float(np.nan_to_num(lips)),
-        "lip_failed": lips is not None and bool(np.isnan(lips)),
-        "lip_lag_frames": None if clip.lag_curve is None else metrics.best_lag(clip.lag_curve),
+        "lip_correlation": lips.score if lips else None,
+        "lip_failed": bool(lips and lips.failed),
+        "lip_lag_frames": metrics.best_lag(lips.lag_curve) if lips else None,
         "identity_error": clip.identity_error,
         "identity_rank": clip.identity_rank,
         "state_accuracy": clip.state_accuracy,
-        "motion_ratio": clip.motion / clip.true_motion if clip.true_motion else float("nan"),
+        "motion_ratio": motion / true_motion if true_motion else float("nan"),
     }
 
 

@@ -190,11 +190,10 @@ def drift(series_T: np.ndarray, share: float = DRIFT_SHARE) -> float:
     return abs(mean_or_worst(series_T[:length]) - mean_or_worst(series_T[-length:]))
 
 
-def motion_energy(frames_THWC: np.ndarray) -> float:
-    """Mean absolute difference of neighbouring frames, in 0..1 RGB units."""
-    if len(frames_THWC) < 2:
-        return 0.0
-    return float(np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean() / 255)
+def motion(frames_THWC: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of each frame to the one before, (T,), in 0..1 RGB units; NaN for the first."""
+    steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) / 255
+    return np.concatenate([[np.nan], steps])
 
 
 def sharpness(frames_THWC: np.ndarray) -> float:

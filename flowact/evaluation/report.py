@@ -333,7 +333,7 @@ def duration(seconds: float) -> str:
 
 def measured_clips(stages: Mapping[str, Any], truth: Mapping[str, Any]) -> str:
     """What the numbers were measured on, in words; empty if unknown."""
-    for measured in [*reversed(stages.values()), truth]:
+    for measured in [*list(stages.values())[::-1], truth]:
         details = measured.get("details") or {}
         if details.get("num_clips") and details.get("num_frames"):
             length = duration(details["num_frames"] / details.get("frames_per_second", plots.FRAMES_PER_SECOND))
