@@ -60,9 +60,9 @@ def enlarge(picture_HWC: np.ndarray, width: int, height: int) -> Image.Image:
 
 
 def states_sheet(clips: Sequence[Clip], num_clips: int = 6, cell: int = 112) -> Image.Image:
-    """Several characters, one per row, in each state: the middle frame of the state's longest run. One clip per identity comes first."""
+    """Several characters, one per row, in each state: the middle frame of the state's longest run. Clips that show most states come first."""
     rows: dict[str, list[np.ndarray | None]] = {}
-    for clip in one_per_identity(clips)[:num_clips]:
+    for clip in one_per_identity(sorted(clips, key=lambda clip: -len(np.unique(clip.states_T))))[:num_clips]:
         middles = [middle_of_longest_run(clip.states_T == index) for index in range(len(STATES))]
         rows[clip.key] = [None if middle is None else clip.frames_THWC[middle] for middle in middles]
     return contact_sheet(rows, STATES, cell)

@@ -39,6 +39,11 @@ STAGE_STORIES = {
     "distillation": "learns to do in few evaluations what took many",
 }
 
+TRUTHS = {
+    "pixels": "the real clip itself: no model can do better",
+    "autoencoder": "the real clip put through the same autoencoder: the best that any model before this decoder can reach",
+}
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -210,6 +215,7 @@ def render_report(metrics: Mapping[str, Any], media: Media, folder: Path) -> str
         commands=media.commands,
         facts=media.facts,
         num_clips=measured_clips(stages, truth),
+        truth_text=TRUTHS[(truth.get("details") or {}).get("through", "pixels")] if truth else "",
         # without "<" nothing in it can end the element
         raw=Markup(json.dumps(plain(metrics, 9), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
         colours={name: plots.stage_colour(index) for index, name in enumerate(stages)},
@@ -258,12 +264,11 @@ def table(explanations: Mapping[str, Explanation], rows: Mapping[str, Mapping[st
 
 
 def best_of(column: Mapping[str, float], explanation: Explanation) -> set[str]:
-    """Names with the best value as it is shown; none if there is nothing to compare."""
-    if len(column) < 2:
-        return set()
+    """Names with the best value as it is shown; none if all are equal."""
     distance: dict[str, Callable[[float], float]] = {"higher": lambda x: -x, "lower": lambda x: x, "one": lambda x: abs(x - 1), "zero": abs}
     scores = {name: round(distance[explanation.better](value), explanation.digits) for name, value in column.items()}
-    return {name for name, score in scores.items() if score == min(scores.values())}
+    best = {name for name, score in scores.items() if score == min(scores.values())}
+    return best if len(best) < len(scores) else set()
 
 
 def headline(metrics: Mapping[str, Any], stages: Mapping[str, Any], truth: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -275,7 +280,7 @@ def headline(metrics: Mapping[str, Any], stages: Mapping[str, Any], truth: Mappi
             if last.get(key) is not None:
                 ceiling = f"truth {number(truth[key], METRICS[key].digits)}" if truth.get(key) is not None else METRICS[key].aim
                 tiles.append(
-                    {"value": number(last[key], METRICS[key].digits), "label": METRICS[key].label, "note": f"{ceiling}, {name.replace('_', ' ')}"}
+                    {"value": number(last[key], METRICS[key].digits), "label": METRICS[key].label, "note": f"{name.replace('_', ' ')}; {ceiling}"}
                 )
     stream = metrics.get("stream") or {}
     if stream.get("frames_per_second") is not None:
