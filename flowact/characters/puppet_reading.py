@@ -31,7 +31,8 @@ _FRAMES_AT_ONCE = 2**18
 _GLOVE_TOLERANCE = 0.35  # RGB distance at which a colour no longer counts as a mitten's
 _MIN_VISIBLE = 0.15  # of a part's area, below which its place cannot be read
 _EYE_RIM = 0.57  # pixels at the edge of an eye where white and lid mix and neither is certain
-_HEAD_REACH = 0.11  # how far heads move from the middle
+_MIN_WHITE = 0.15  # of the way from skin or hair to the white of an eye, below which no eye is open
+_HEAD_REACH = 0.085  # how far heads move from the middle
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,19 @@ def _read_eyes(batch_TCHW: np.ndarray, look: Look) -> dict[str, np.ndarray]:
     size = batch_TCHW.shape[-1]
     middle_y = anatomy.HEAD_Y + look.eye_v
     reach_x = look.eye_u + anatomy.EYE_RADIUS_U + _HEAD_REACH
-    window = make_window(size, -reach_x, reach_x, middle_y - 0.34, middle_y + 0.34)
+    reach_y = anatomy.EYE_RADIUS_V + 0.06 + _HEAD_REACH
+    window = make_window(size, -reach_x, reach_x, middle_y - reach_y, middle_y + reach_y)
     pixels_TCHW = _crop(batch_TCHW, window)
     darkest, brightest = pixels_TCHW.min(axis=1), pixels_TCHW.max(axis=1)
-    # Certain white finds the eyes; unmixed from the skin around it, it then also counts on their edges.
-    certain = np.clip((darkest - np.float32(0.74)) / np.float32(0.2), 0, 1)
+    # What is whiter than anything else about this head, relative to the whitest spot, finds the eyes even in a blurred picture;
+    # unmixed from the skin around it, white then also counts on their edges.
     skin = np.float32(1.04) * look.skin.min() + np.float32(0.02)
     white = np.clip((darkest - skin) / (anatomy.SCLERA[0] - skin), 0, 1)
+    other = max(skin, np.float32(1.2) * look.hair.min()) + np.float32(0.02)
+    near = (np.abs(window.x) < reach_x) & (np.abs(window.y - np.float32(middle_y)) < reach_y)  # no pale wall at the window's rim
+    certain = np.clip((darkest - other) / (anatomy.SCLERA[0] - other), 0, 1) * near
+    whitest = certain.max(axis=(1, 2), keepdims=True)
+    certain = np.clip(certain - np.float32(0.35) * whitest, 0, 1) * (whitest > _MIN_WHITE)
     dark = np.clip((np.float32(0.62) - brightest) / np.float32(0.25), 0, 1)
 
     _, middle_x, _ = _centroid(certain, window.x, window.y)
