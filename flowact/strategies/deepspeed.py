@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import json
 import logging
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +22,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,6 +33,7 @@ from flowact.errors import UserError
 if TYPE_CHECKING:
     import deepspeed
 
+_LAYOUT_FILE = "layout.json"
 _LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -70,6 +74,9 @@ class AutocastPrecision(DeepSpeedPrecision):
 
 class DeepSpeed(DeepSpeedStrategy):
     """DeepSpeed ZeRO on GPUs and on CPUs (gloo), one process or several.
+
+    One process has nobody to share with, so there stages 1 and 2 run as stage 0, which gives the same weights with less copying;
+    offloading and "bf16-true" need ZeRO's optimizer and keep their stage.
 
     A process shares the CPU's cores evenly with its neighbours unless OMP_NUM_THREADS is set. Precision is chosen by
     `trainer.precision`, see `AutocastPrecision`; gradients are clipped by norm through `trainer.gradient_clip_val`. Frozen
@@ -118,7 +125,7 @@ class DeepSpeed(DeepSpeedStrategy):
         zero: dict[str, Any] = {
             "stage": stage,
             "overlap_comm": on_gpu if overlap_communication is None else overlap_communication,
-            "contiguous_gradients": True,
+            "contiguous_gradients": on_gpu,  # one more copy of every gradient, against fragmentation of GPU memory
             "reduce_bucket_size": bucket_size,
             "allgather_bucket_size": bucket_size,
         }
@@ -196,11 +203,60 @@ class DeepSpeed(DeepSpeedStrategy):
                 else:
                     os.environ[name] = value
 
+    def load_checkpoint(self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load an engine's folder; frozen parameters are not in it and keep the values that the recipe gave them.
+
+        Args:
+            checkpoint_path: folder that `save_checkpoint` wrote with the same number of processes, stage and precision.
+            weights_only: not used; code in the folder's files is never run.
+
+        Raises:
+            UserError: no such folder, another layout, or a module with other weights.
+        """
+        folder = Path(checkpoint_path)
+        if not (folder / _LAYOUT_FILE).is_file():
+            raise UserError(f"{folder} holds no complete state of a DeepSpeed engine. Resume from the engine/ folder of a checkpoint.")
+        saved = json.loads((folder / _LAYOUT_FILE).read_text(encoding="utf-8"))
+        differing = [f"{key} {saved.get(key)} (now {now})" for key, now in self._layout().items() if saved.get(key) != now]
+        if differing:
+            raise UserError(
+                f"{folder} was written with {', '.join(differing)}. An engine resumes only as it was saved; "
+                "to go on with another layout start from the weights (init_from) with a fresh optimizer."
+            )
+        module = self.lightning_module
+        assert module is not None
+        _, client_state = self.deepspeed_engine.load_checkpoint(
+            str(folder),
+            tag="checkpoint",
+            load_optimizer_states=module.trainer.state.fn == TrainerFn.FITTING,
+            load_lr_scheduler_states=False,
+            custom_load_fn=_load_trained,
+        )
+        return client_state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any = None) -> None:
+        """Write the engine's folder; every process calls it."""
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        if self.is_global_zero:
+            (Path(filepath) / _LAYOUT_FILE).write_text(json.dumps(self._layout()), encoding="utf-8")
+
+    def _layout(self) -> dict[str, Any]:
+        assert isinstance(self.config, dict)
+        return {"processes": self.world_size, "stage": self.config["zero_optimization"]["stage"], "precision": self.precision_plugin.precision}
+
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: LRScheduler | None = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         """Build the engine of one trainable module."""
-        return self._engine(model, optimizer, lr_scheduler, [p for p in model.parameters() if p.requires_grad], self.config)
+        assert isinstance(self.config, dict)
+        config, zero = self.config, self.config["zero_optimization"]
+        alone = self.world_size == 1 and zero["stage"] < 3 and "offload_optimizer" not in zero and self.precision_plugin.precision != "bf16-true"
+        if alone:
+            config = config | {"zero_optimization": {"stage": 0}}
+        engine, wrapped = self._engine(model, optimizer, lr_scheduler, [p for p in model.parameters() if p.requires_grad], config)
+        if alone:
+            engine.enable_backward_allreduce = False
+        return engine, wrapped
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         """Build an engine without optimizer; parameters are partitioned at stage 3."""
@@ -224,6 +280,7 @@ class DeepSpeed(DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        engine.checkpoint_engine = _WeightsOnlyEngine(engine.checkpoint_engine)
         return engine, wrapped
 
     def _format_config(self) -> None:
@@ -236,6 +293,37 @@ class DeepSpeed(DeepSpeedStrategy):
         if plugin.precision == "bf16-true" and self.config["zero_optimization"]["stage"] == 0:
             raise UserError("trainer.precision bf16-true needs strategy.stage 1, 2 or 3: fp32 master weights live in ZeRO's optimizer, got stage 0.")
         super()._format_config()
+
+
+def _load_trained(src: Mapping[str, Tensor], dst: nn.Module) -> None:
+    """Load a module state from which frozen parameters were left out."""
+    frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    if wrong := sorted(set(missing) - frozen):
+        raise UserError(f"the engine's checkpoint lacks {', '.join(wrong[:8])}{', ...' if len(wrong) > 8 else ''}. Resume with the recipe that wrote it.")
+    if unexpected:
+        raise UserError(
+            f"the engine's checkpoint holds {', '.join(unexpected[:8])}{', ...' if len(unexpected) > 8 else ''}, which the module does not have. "
+            "Resume with the recipe that wrote it."
+        )
+
+
+class _WeightsOnlyEngine:
+    """DeepSpeed's reader and writer of checkpoint files, except that reading never runs code from the file."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
