@@ -26,6 +26,7 @@ from PIL import Image
 
 from flowact.evaluation import plots
 from flowact.evaluation.measurement import plain
+from flowact.types import STATES
 
 #: a video up to this size travels inside the page, a larger one is linked
 INLINE_BYTES = 8 * 1024 * 1024
@@ -206,6 +207,8 @@ def render_report(metrics: Mapping[str, Any], media: Media, folder: Path) -> str
         bought=bought(stages),
         details=DETAILS,
         detail_rows=table(DETAILS, details_of(measured), truth.get("details") or {}),
+        states=STATES,
+        state_rows=state_table(details_of(measured)),
         plots=pictures_of(metrics, stages, truth, media),
         pictures=[(caption, picture(image)) for caption, image in media.pictures.items()],
         videos=[(caption, video(path, folder)) for caption, path in media.videos.items()],
@@ -261,6 +264,26 @@ def table(explanations: Mapping[str, Explanation], rows: Mapping[str, Mapping[st
                 "interval": " … ".join(number(end, explanation.digits) for end in interval) if interval and None not in interval else "",
             }
     return [{"name": name, "cells": row} for name, row in cells.items()]
+
+
+def state_table(details: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one text per state: share of its frames that are seen, frames until it is seen, switches missed."""
+    rows = []
+    for name, found in details.items():
+        recall, switches = found.get("state_recall") or {}, found.get("switches") or {}
+        cells = []
+        for state in STATES:
+            text = f"{number(100 * recall[state], 1)} %" if state in recall else "–"
+            note = ""
+            if state in switches:
+                switch = switches[state]
+                late = switch["median_frames"]
+                note = "mostly not seen" if late is None else f"after {number(late, 0)} frames"
+                note += f", {switch['missed']} of {switch['switches']} missed" if switch["missed"] else ""
+            cells.append({"text": text, "note": note})
+        if recall:
+            rows.append({"name": name, "cells": cells})
+    return rows
 
 
 def best_of(column: Mapping[str, float], explanation: Explanation) -> set[str]:

@@ -73,6 +73,8 @@ def test_every_number_is_in_the_report_and_the_page_is_whole(tmp_path, numbers):
     for measured in [numbers["truth"], *numbers["stages"].values()]:
         for name in METRIC_NAMES:
             assert report.number(measured[name], METRICS[name].digits) in page.text, name
+        for recall in measured["details"]["state_recall"].values():
+            assert f"{report.number(100 * recall, 1)} %" in page.text
         for name, explanation in DETAILS.items():
             assert report.number(measured["details"][name], explanation.digits) in page.text, name
     for shown in ("0.217 s", "158.3", "61.4 s", "12.3 s", "12 min 34 s", "2 h 30 min", "9.9.9", "A <talking> block", "&& x"):
@@ -110,6 +112,17 @@ def test_a_number_that_does_not_exist_is_a_dash_and_zero_has_no_sign():
     assert report.number(float("nan")) == "–"
     assert report.number(-0.0004, 3) == "0.000"
     assert report.number(-0.04, 2) == "−0.04"
+
+
+def test_states_that_are_missed_say_so():
+    switches = {"idle": {"switches": 3, "missed": 1, "median_frames": 4.0}, "thinking": {"switches": 2, "missed": 2, "median_frames": None}}
+    (row,) = report.state_table({"mine": {"state_recall": {"idle": 0.75, "thinking": 0.0}, "switches": switches}})
+    assert row["cells"] == [
+        {"text": "–", "note": ""},
+        {"text": "–", "note": ""},
+        {"text": "0.0 %", "note": "mostly not seen, 2 of 2 missed"},
+        {"text": "75.0 %", "note": "after 4 frames, 1 of 3 missed"},
+    ]
 
 
 def test_small_videos_travel_inside_and_large_ones_are_linked(tmp_path, monkeypatch, numbers):
