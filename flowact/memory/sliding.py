@@ -1,0 +1,56 @@
+"""A sliding window: the reference and the most recent frames (the plain causal baseline). Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+from flowact.memory.base import MemoryBank
+from flowact.memory.structured import MemoryState, tail, view
+from flowact.types import Chunk, MemoryView, SegmentKind
+
+
+class SlidingWindowMemory(MemoryBank[MemoryState]):
+    """The reference and the last `chunks` whole chunks, contiguous before the stream.
+
+    Args:
+        chunks: finished chunks that stay visible.
+        chunk_frames: latent frames of a chunk.
+        reference_gap: latent frames between the oldest chunk and the reference.
+    """
+
+    def __init__(self, chunks: int = 1, chunk_frames: int = 3, reference_gap: int = 3) -> None:
+        if chunks < 1 or chunk_frames < 1:
+            raise ValueError(f"a sliding window needs chunks >= 1 and chunk_frames >= 1, got {chunks} and {chunk_frames}")
+        self.chunks = chunks
+        self.chunk_frames = chunk_frames
+        self.reference_gap = reference_gap
+
+    @property
+    def num_frames(self) -> int:
+        """See `MemoryBank.num_frames`."""
+        return 1 + self.chunks * self.chunk_frames
+
+    @property
+    def num_segments(self) -> int:
+        """See `MemoryBank.num_segments`."""
+        return 1 + self.chunks
+
+    @property
+    def history_chunks(self) -> int:
+        """See `MemoryBank.history_chunks`."""
+        return self.chunks
+
+    def reset(self, reference: Chunk) -> MemoryState:
+        """See `MemoryBank.reset`."""
+        return MemoryState(tail(reference, 1), (tail(reference, self.chunk_frames),) * self.chunks)
+
+    def write(self, state: MemoryState, chunk: Chunk) -> MemoryState:
+        """See `MemoryBank.write`."""
+        return MemoryState(state.reference, (*state.entries[1:], tail(chunk, self.chunk_frames)))
+
+    def read(self, state: MemoryState) -> MemoryView:
+        """See `MemoryBank.read`."""
+        oldest = -self.chunks * self.chunk_frames
+        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", oldest - self.reference_gap)]
+        entries += [(entry, "short", oldest + i * self.chunk_frames) for i, entry in enumerate(state.entries)]
+        return view(entries)
+
+
