@@ -1,0 +1,98 @@
+"""`flowact-data VERB ...`: one verb, one file. Errors that a user can act on come in one line; only the verb that is asked for is imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from flowact.errors import UserError, did_you_mean
+
+#: verb -> one line of help; its module has the same name and defines add_arguments(parser) and run(args)
+VERBS = {
+    "synth": "render clips of synthetic people who speak recorded speech, with exact truth",
+    "probe": "what a media file holds: streams, frame rate, frames decoded against frames claimed",
+    "pack": "clips or videos into shards with indexes, split by identity",
+    "encode": "latents, sound and text features of every clip, as columns beside the shards",
+    "index": "make indexes for shards that came without",
+    "inspect": "a picture of a shard's clips, or of what the model sees of them",
+    "lint": "decode everything, check everything, print what to exclude",
+    "stats": "clips, hours, identities, share of states",
+}
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"flowact-data: error: {message} (`{self.prog} --help` shows the usage)\n")
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The command line's parser. Only the module of `verb` is imported; without one, nothing is."""
+    parser = _Parser(prog="flowact-data", description="Prepare clips for FlowAct: shards, features, checks.", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+    for name, line in VERBS.items():
+        sub = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".", allow_abbrev=False)
+        if name == verb:
+            module = importlib.import_module(f"data_tools.{name}")
+            module.add_arguments(sub)
+            group = sub.add_argument_group("common options")
+            group.add_argument("--plugin", action="append", metavar="FILE", default=[], help="a Python file whose components can be named too")
+            group.add_argument("--trust", action="append", metavar="PREFIX", default=[], help="a dotted prefix that class paths may have")
+            group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: without the program's name; None takes the process's.
+
+    Returns:
+        exit code: 0 done, 1 problems found by `lint`, 2 wrong input, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    warnings.showwarning = lambda message, *_: print(f"flowact-data: warning: {message}", file=sys.stderr)
+    try:
+        verb = next((word for word in argv if not word.startswith("-")), None)
+        if verb is not None and verb not in VERBS:
+            raise UserError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)}")
+        parser = build_parser(verb)
+        args = parser.parse_args(argv)
+        if args.verb is None:
+            parser.print_help()
+            return 2
+        if args.trust or args.plugin:
+            from flowact import registry
+
+            registry.trust(*args.trust)
+            for file in args.plugin:
+                registry.load_plugin_file(file)
+        code = args.run(args)
+        sys.stdout.flush()
+        return int(code or 0)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"flowact-data: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or isinstance(error, BrokenPipeError) or error.filename is None:
+            if isinstance(error, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`)
+                return 0
+            raise
+        print(f"flowact-data: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("flowact-data: interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
