@@ -26,14 +26,14 @@ from PIL import Image
 from flowact import registry
 from flowact.characters.base import Character, Identity
 from flowact.characters.behaviour import IDLE, TrackSegment, lay_out, sample_segments, state_runs
-from flowact.characters.speech import SpeechPiece, load_speech, of_split
+from flowact.characters.speech import SpeechPiece, Split, load_speech, of_split
 from flowact.data.media import encode_sound
 from flowact.errors import UserError
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
 
 SETTINGS_FILE = "synth.json"
 SETTINGS_KIND = "flowact-synth"
-SPLITS = ("train", "val")
+SPLITS: tuple[Split, ...] = ("train", "val")
 SHIPPED_LICENSE = "CC-BY-SA-3.0 (voice: Allison Smith, Asterisk core sounds)"
 VIDEO_CRF = 10
 _BYTES_PER_PIXEL = 0.15  # of h264 at that quality, generously
@@ -62,7 +62,7 @@ class Settings:
 class Task:
     """One clip to be made."""
 
-    split: str
+    split: Split
     index: int
     key: str
 
@@ -150,7 +150,7 @@ class ClipMaker:
             "ref.png": _png(neutral_picture(self.character, identity)),
             "states.npy": _npy(states_T),
             "truth.npy": _npy(truth_TP),
-            "txt": " ".join({state: text for _, _, state, text in reversed(captions)}.values()).encode(),
+            "txt": summarise(captions).encode(),
             "json": json.dumps(metadata, indent=1).encode(),
         }
         target = self.folder / task.split
@@ -183,6 +183,14 @@ class ClipMaker:
             "appearance": identity,
             "speech": [segment.speech.name for segment in segments if segment.speech is not None],
         }
+
+
+def summarise(captions: list[list[Any]]) -> str:
+    """One sentence for each state of a clip, in order of appearance."""
+    sentences: dict[str, str] = {}
+    for _, _, state, text in captions:
+        sentences.setdefault(state, text)
+    return " ".join(sentences.values())
 
 
 def neutral_picture(character: Character, identity: Identity) -> np.ndarray:

@@ -79,7 +79,7 @@ def decode_g722(path: Path) -> np.ndarray:
     """Mono float32 samples at 16 kHz."""
     with av.open(str(path), format="g722") as container:
         frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
-    return (np.concatenate(frames) / np.float32(2**15)).astype(np.float32)
+    return np.concatenate(frames).astype(np.float32) / np.float32(2**15)
 
 
 def encode_opus(samples: np.ndarray, path: Path) -> None:

@@ -5,6 +5,7 @@ Axes: T pixel frames, P truth channels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ import numpy as np
 
 from flowact.characters.speech import SpeechPiece
 from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
-import itertools
 
 SPEAKING, LISTENING, THINKING, IDLE = range(len(STATES))
 
@@ -44,7 +44,7 @@ def sample_segments(generator: np.random.Generator, speech_pieces: Sequence[Spee
     remaining = num_frames
     while remaining > 0:
         if generator.random() < SPEAKING_PROBABILITY:
-            piece = speech_pieces[generator.integers(len(speech_pieces))]
+            piece = speech_pieces[int(generator.integers(len(speech_pieces)))]
             segment = TrackSegment(SPEAKING, min(-(-len(piece.samples) // SAMPLES_PER_FRAME), remaining), piece)
         else:
             before = segments[-1].state if segments else SPEAKING

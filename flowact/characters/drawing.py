@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-Number: TypeAlias = np.ndarray | float
+Number: TypeAlias = np.ndarray | np.floating | float
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Axes: T pixel frames, P truth channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from flowact.characters import mouth, puppet_anatomy, puppet_painter, puppet_reading
@@ -102,7 +104,7 @@ class Puppet(Character):
         return choose_caption(CAPTIONS, state, variant)
 
 
-def choose_caption(captions: dict[str, tuple[str, ...]], state: str, variant: int) -> str:
+def choose_caption(captions: Mapping[str, tuple[str, ...]], state: str, variant: int) -> str:
     """The paraphrase number `variant`, counted round and round.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -111,8 +112,9 @@ class Look:
         missing = [name for name in (*COLOURS, *SIZES) if name not in identity]
         if missing:
             raise ValueError(f"not a puppet's identity: {', '.join(missing)} missing, it has {', '.join(identity) or 'nothing'}")
-        colours = {name: np.asarray(identity[name], np.float32) for name in COLOURS}
-        return cls(**colours, **{name: float(identity[name][0]) for name in SIZES})
+        colours: dict[str, Any] = {name: np.asarray(identity[name], np.float32) for name in COLOURS}
+        parts: dict[str, Any] = colours | {name: float(identity[name][0]) for name in SIZES}
+        return cls(**parts)
 
     @property
     def eye_u(self) -> float:
@@ -206,7 +208,7 @@ def hair_light(look: Look, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.float32(0.92) + np.float32(0.30) * bump(across * across) * bump((u + 0.05) ** 2 / np.float32(0.16))
 
 
-def skin_light_CTHW(look: Look, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def skin_light(look: Look, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Light on the face per colour channel: from above, rounder at the sides, with a blush on the cheeks."""
     side, down = u / look.head_width, v / look.head_height
     light = np.float32(1.03) - np.float32(0.05) * down - np.float32(0.09) * side * side

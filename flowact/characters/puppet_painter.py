@@ -130,7 +130,7 @@ def _paint_face(canvas: Canvas, look: Look, pose: Pose) -> None:
     face = ellipse(u * (1 + np.float32(0.10) * v / np.float32(look.head_height)), v, look.head_width, look.head_height)
     from_parting = u - np.float32(look.parting)
     forehead = np.float32(-look.hairline * look.head_height) + np.float32(look.fringe) * from_parting * from_parting - v
-    colour = np.stack([level * light for level, light in zip(look.skin, anatomy.skin_light_CTHW(look, u, v), strict=True)], axis=1)
+    colour = np.stack([level * light for level, light in zip(look.skin, anatomy.skin_light(look, u, v), strict=True)], axis=1)
     canvas.paint(window, canvas.coverage(np.maximum(face, forehead)), colour)
 
     nose_v = anatomy.NOSE_V * look.head_height
@@ -147,7 +147,8 @@ def _paint_eye(canvas: Canvas, look: Look, pose: Pose, side: int) -> None:
     height = anatomy.CLOSED_EYE_RADIUS_V + (anatomy.EYE_RADIUS_V - anatomy.CLOSED_EYE_RADIUS_V) * (1 - np.clip(pose.blink, 0, 1))
     lid = look.skin * np.float32(0.25) + look.hair * np.float32(0.25)
     canvas.paint(window, canvas.coverage(ellipse(u, v, anatomy.EYE_RADIUS_U + anatomy.LID_WIDTH, height + np.float32(anatomy.LID_WIDTH))), lid)
-    opening = canvas.coverage(ellipse(u, v, anatomy.EYE_RADIUS_U, height))
+    shut = np.clip(4 * (1 - pose.blink), 0, 1)  # nothing white is left in a closed eye
+    opening = canvas.coverage(ellipse(u, v, anatomy.EYE_RADIUS_U, height)) * shut
     canvas.paint(window, opening, anatomy.SCLERA)
     u, v = u - anatomy.GAZE_REACH_U * pose.gaze_x, v - anatomy.GAZE_REACH_V * pose.gaze_y
     from_gaze = np.sqrt(u * u + v * v)
@@ -181,10 +182,9 @@ def _paint_arm(canvas: Canvas, look: Look, side: int, hand_x: np.ndarray, hand_y
     shoulder_x, shoulder_y = side * (look.torso_width - 0.085), anatomy.SHOULDER_Y
     elbow_x, elbow_y = (hand_x + np.float32(shoulder_x)) / 2 + np.float32(side * 0.10), (hand_y + np.float32(shoulder_y)) / 2 + np.float32(0.15)
     radius = anatomy.SLEEVE_RADIUS
-    xs, ys = [hand_x, elbow_x, shoulder_x], [hand_y, elbow_y, shoulder_y]
-    left, right = min(np.min(x) for x in xs), max(np.max(x) for x in xs)
-    top, bottom = min(np.min(y) for y in ys), max(np.max(y) for y in ys)
-    window = canvas.window(left - radius, right + radius, top - radius, bottom + radius)
+    xs = np.concatenate([hand_x.ravel(), elbow_x.ravel(), [shoulder_x]])
+    ys = np.concatenate([hand_y.ravel(), elbow_y.ravel(), [shoulder_y]])
+    window = canvas.window(xs - radius, xs + radius, ys - radius, ys + radius)
     upper = capsule(window.x, window.y, (np.float32(shoulder_x), np.float32(shoulder_y)), (elbow_x, elbow_y), radius)
     lower = capsule(window.x, window.y, (elbow_x, elbow_y), (hand_x, hand_y), np.float32(radius * 0.9))
     sleeve = look.shirt * np.float32(0.86)

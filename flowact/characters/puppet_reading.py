@@ -1,7 +1,8 @@
 """Reads a puppet's pose, appearance and state from its pixels, in closed form, knowing whose pictures they are.
 
-Mittens and the whites of the eyes are found by their reserved colours; the eyes give the head's place and roll; the mouth is unmixed from the lit skin
-in a window that moves with the head, unclamped so that noise cancels; colours are medians at places known from the head, divided by the light there.
+Mittens and the whites of the eyes are found by their reserved colours; the eyes give the head's place and roll; the mouth is unmixed from the
+lit skin in a window that moves with the head, unclamped so that noise cancels; colours are medians at places known from the head, divided by the
+light there.
 
 While the eyes are closed the head cannot be measured: its channels are NaN, and what is measured relative to the head uses a pose interpolated
 in time. The state is read from hands and roll a few frames later than it is reported for, which makes up for the known delay of the puppet's springs.
@@ -222,7 +223,7 @@ def _read_mouth(batch_TCHW: np.ndarray, look: Look, pose: dict[str, np.ndarray])
     region = (np.abs(u) < reach_u) & (np.abs(v - np.float32(look.mouth_v)) < reach_v) & face
 
     along_squared, projected = np.float32(0), np.float32(0)
-    for channel, light in enumerate(anatomy.skin_light_CTHW(look, u, v)):
+    for channel, light in enumerate(anatomy.skin_light(look, u, v)):
         skin = look.skin[channel] * light
         towards_mouth = anatomy.MOUTH[channel] - skin
         projected = projected + (pixels_TCHW[:, channel] - skin) * towards_mouth
@@ -254,7 +255,7 @@ def _read_colours(batch_TCHW: np.ndarray, look: Look, pose: dict[str, np.ndarray
         [
             _median_colour(batch_TCHW, *background, anatomy.background_light(*background)),
             _median_colour(batch_TCHW, *shirt, anatomy.shirt_light(*shirt)),
-            _median_colour(batch_TCHW, *_from_head(skin, pose), np.stack(anatomy.skin_light_CTHW(look, *skin), axis=-1)),
+            _median_colour(batch_TCHW, *_from_head(skin, pose), np.stack(anatomy.skin_light(look, *skin), axis=-1)),
             _median_colour(batch_TCHW, *_from_head(hair, pose), anatomy.hair_light(look, *hair)),
         ],
         axis=1,
