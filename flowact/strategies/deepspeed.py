@@ -299,13 +299,9 @@ def _load_trained(src: Mapping[str, Tensor], dst: nn.Module) -> None:
     """Load a module state from which frozen parameters were left out."""
     frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
     missing, unexpected = dst.load_state_dict(src, strict=False)
-    if wrong := sorted(set(missing) - frozen):
-        raise UserError(f"the engine's checkpoint lacks {', '.join(wrong[:8])}{', ...' if len(wrong) > 8 else ''}. Resume with the recipe that wrote it.")
-    if unexpected:
-        raise UserError(
-            f"the engine's checkpoint holds {', '.join(unexpected[:8])}{', ...' if len(unexpected) > 8 else ''}, which the module does not have. "
-            "Resume with the recipe that wrote it."
-        )
+    wrong = [f"lacks {name}" for name in sorted(set(missing) - frozen)] + [f"holds {name}, which the module does not have" for name in unexpected]
+    if wrong:
+        raise UserError(f"the engine's checkpoint {'; it '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}. Resume with its own recipe.")
 
 
 class _WeightsOnlyEngine:
@@ -347,4 +343,3 @@ def _skip_inference_kernels() -> None:
 def _leave_process_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-

@@ -1,0 +1,455 @@
+"""The checkpoint folder: written whole or not at all, verified before anything is read, no file of it is ever executed.
+
+    denoiser.safetensors   trained weights, fp32 (another stem for other networks)
+    ema.safetensors        their moving average, fp32, trainable parameters only
+    recipe.yaml            the resolved recipe
+    lineage.json           stage, step, latent space, encoders, ancestors
+    autoencoder/           the autoencoder that the latents belong to
+    engine/                trainer and optimizer state, for resuming only (one file without DeepSpeed)
+    manifest.json          sizes and sha256 of all of the above, written last
+
+Older checkpoints of a run stand beside the newest one as `NAME@STEP`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowact.errors import UserError
+from flowact.strict_yaml import read_yaml, to_yaml
+
+SCHEMA = 1
+KIND = "flowact-checkpoint"
+MANIFEST = "manifest.json"
+ENGINE = "engine"
+COMPARED = ("latent_space", "chunk_frames", "fps", "encoders")
+
+_BLOCK = 1 << 20
+_MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder.
+
+    Attributes:
+        path: the folder.
+        recipe: the resolved recipe that trained it.
+        lineage: stage, step, latent space, encoders, ancestors.
+        weights_name: stem of the weights' file.
+        has_ema: whether it holds a moving average.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    lineage: dict[str, Any]
+    weights_name: str
+    has_ema: bool
+
+    @property
+    def step(self) -> int:
+        return int(self.lineage["step"])
+
+    @property
+    def engine(self) -> Path | None:
+        """What `Trainer.fit(ckpt_path=...)` continues from, if the folder has it."""
+        path = self.path / ENGINE
+        return path if path.exists() else None
+
+    @property
+    def autoencoder(self) -> Path | None:
+        """Folder of the autoencoder, if the checkpoint carries one."""
+        path = self.path / "autoencoder"
+        return path if path.is_dir() else None
+
+    def weights(self, ema: bool = True) -> dict[str, Tensor]:
+        """fp32 weights by name, on the CPU.
+
+        Args:
+            ema: put the moving average in place of the parameters that have one. Without effect if `has_ema` is false.
+        """
+        state = load_file(self.path / f"{self.weights_name}.safetensors")
+        if ema and self.has_ema:
+            state |= load_file(self.path / "ema.safetensors")
+        return state
+
+    def ema(self) -> dict[str, Tensor]:
+        """The moving average alone; empty if there is none."""
+        return load_file(self.path / "ema.safetensors") if self.has_ema else {}
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights' file: how descendants name this checkpoint."""
+        return _read_manifest(self.path)["files"][f"{self.weights_name}.safetensors"]["sha256"]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names that `load_into` found, sorted."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected, {len(self.wrong_shape)} misshapen"
+
+
+# --- writing ---
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    weights: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    recipe: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    autoencoder_folder: str | Path | None,
+    engine_saver: Callable[[Path], None] | None,
+    weights_name: str = "denoiser",
+    keep: int = 1,
+) -> Path:
+    """Write a checkpoint folder beside its place, complete it on disk, then put it there in one step.
+
+    At every moment `folder` is absent, the old checkpoint or the new one. Only one process writes; others take part in
+    `engine_saver` by calling it themselves.
+
+    Args:
+        folder: where it ends up. A checkpoint that stands there is replaced.
+        weights: name -> tensor; stored as given (fp32 by contract).
+        ema: moving averages by the same names, or None.
+        recipe: the resolved recipe, plain values.
+        lineage: at least "stage" and "step".
+        autoencoder_folder: copied to `autoencoder/`, or None.
+        engine_saver: called with the path `engine` inside the unfinished folder; creates a file or a folder there. Or None.
+        weights_name: stem of the weights' file.
+        keep: checkpoints of the run to keep, the new one included; older ones move to `FOLDER@STEP`.
+
+    Raises:
+        UserError: weights that are not finite, or a folder that is not a checkpoint of the same stage: nothing is overwritten.
+        OSError: the disk refuses; the old checkpoint is untouched and the unfinished folder is removed.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_replaceable(folder, str(lineage["stage"]))
+    for name, tensors in ((weights_name, weights), ("ema", ema or {})):
+        broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+        if broken:
+            raise UserError(
+                f"{len(broken)} of {len(tensors)} tensors of {name} hold NaN or infinity (first: {broken[0]}), so training has diverged. "
+                f"No checkpoint is written; {folder} keeps the last good one. Lower the learning rate or set gradient_clip_val."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    unfinished = folder.parent / f"{folder.name}.tmp-{secrets.token_hex(4)}"
+    unfinished.mkdir()
+    try:
+        _save_tensors(weights, unfinished / f"{weights_name}.safetensors")
+        if ema:
+            _save_tensors(ema, unfinished / "ema.safetensors")
+        (unfinished / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        (unfinished / "lineage.json").write_text(json.dumps(dict(lineage), indent=2) + "\n", encoding="utf-8")
+        if autoencoder_folder is not None:
+            shutil.copytree(autoencoder_folder, unfinished / "autoencoder")
+        if engine_saver is not None:
+            engine_saver(unfinished / ENGINE)
+        files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": _sha256(unfinished / name)} for name in _files(unfinished)}
+        manifest = {"schema": SCHEMA, "kind": KIND, "weights": weights_name, "files": files}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _flush(unfinished)
+        _publish(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _purge(folder, keep)
+    return folder
+
+
+def check_replaceable(folder: Path, stage: str) -> None:
+    """Make sure that writing a checkpoint of `stage` to `folder` destroys nothing else.
+
+    Raises:
+        UserError: the folder holds something that is not a checkpoint, or a checkpoint of another stage.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} exists and is not a checkpoint. Choose another folder for checkpoints, or remove it.")
+    found = _read_json(folder / "lineage.json").get("stage")
+    if found != stage:
+        raise UserError(f"{folder} holds a checkpoint of stage {found}; one of stage {stage} would replace it. Choose another folder, or remove it.")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of a checkpoint that was to become `folder`."""
+    for left in folder.parent.glob(f"{_escape(folder.name)}.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(unfinished, folder)
+    else:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            os.rename(unfinished, folder)
+            _flush_directory(folder.parent)
+            return
+        archived = _archive_name(folder)
+        shutil.rmtree(archived, ignore_errors=True)
+        if _exchange(unfinished, folder):
+            os.rename(unfinished, archived)
+        else:  # no atomic exchange on this file system: for a moment only `NAME@STEP` exists, which `latest_checkpoint` finds
+            os.rename(folder, archived)
+            os.rename(unfinished, folder)
+    _flush_directory(folder.parent)
+
+
+def _archive_name(folder: Path) -> Path:
+    step = int(_read_json(folder / "lineage.json").get("step", 0))
+    return folder.parent / f"{folder.name}@{step:08d}"
+
+
+def _purge(folder: Path, keep: int) -> None:
+    for old in _archived(folder)[max(keep - 1, 0) :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _archived(folder: Path) -> list[Path]:
+    """Older checkpoints of the run, newest first."""
+    found = [path for path in folder.parent.glob(f"{_escape(folder.name)}@*") if re.fullmatch(r"\d{8,}", path.name.rpartition("@")[2])]
+    return sorted(found, key=lambda path: int(path.name.rpartition("@")[2]), reverse=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, where the kernel and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    at_working_directory, exchange = -100, 2
+    return rename(at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), exchange) == 0
+
+
+def _flush(folder: Path) -> None:
+    for name in [*_files(folder), MANIFEST]:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        _flush_directory(path)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- reading ---
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Verify a checkpoint folder against its manifest, then read its recipe and lineage.
+
+    Raises:
+        UserError: naming the file: absent, too many, of another size, of other contents, or from a newer version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        near = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
+        raise UserError(f"there is no checkpoint folder {folder}." + (f" Beside it: {', '.join(near)}." if near else ""))
+    manifest = _read_manifest(folder)
+    listed, present = manifest["files"], set(_files(folder))
+    if missing := sorted(set(listed) - present):
+        raise UserError(f"checkpoint {folder} is damaged: {missing[0]} is listed in {MANIFEST} but missing.")
+    if extra := sorted(present - set(listed)):
+        raise UserError(f"checkpoint {folder} holds {extra[0]}, which {MANIFEST} does not list. Remove that file if you put it there.")
+    for name, expected in listed.items():
+        size = (folder / name).stat().st_size
+        if size != expected["bytes"]:
+            raise UserError(f"checkpoint {folder} is damaged: {name} has {size} bytes, {expected['bytes']} were written.")
+    for name, expected in listed.items():
+        if _sha256(folder / name) != expected["sha256"]:
+            raise UserError(f"checkpoint {folder} is damaged: the contents of {name} are not what was written (sha256 differs).")
+    name = manifest["weights"]
+    for required in (f"{name}.safetensors", "recipe.yaml", "lineage.json"):
+        if required not in listed:
+            raise UserError(f"checkpoint {folder} is incomplete: {required} is missing.")
+    recipe, _ = read_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    return Checkpoint(folder, _unescape(recipe), _read_json(folder / "lineage.json"), name, "ema.safetensors" in listed)
+
+
+def latest_checkpoint(folder: str | Path) -> Checkpoint:
+    """The newest undamaged checkpoint of a run.
+
+    Args:
+        folder: where a run writes (its older checkpoints stand beside it as `FOLDER@STEP`), or a folder of checkpoint folders.
+
+    Raises:
+        UserError: none is there, or all are damaged.
+    """
+    folder = Path(os.path.abspath(folder))
+    if (folder / MANIFEST).is_file() or _archived(folder):
+        candidates = [path for path in (folder, *_archived(folder)) if path.is_dir()]
+    elif folder.is_dir():
+        children = [path.parent for path in folder.glob(f"*/{MANIFEST}") if ".tmp-" not in path.parent.name]
+        candidates = sorted(children, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True)
+    else:
+        candidates = []
+    problems = []
+    for candidate in candidates:
+        try:
+            checkpoint = open_checkpoint(candidate)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{' '.join(problems)} Going on with {candidate}, step {checkpoint.step}.", stacklevel=2)
+        return checkpoint
+    raise UserError(" ".join(problems) if problems else f"there is no checkpoint in {folder}.")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}, which is written last.")
+    manifest = _read_json(path)
+    if manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("weights"), str):
+        raise UserError(f"{path} is not the manifest of a FlowAct checkpoint.")
+    if manifest.get("schema") != SCHEMA:
+        raise UserError(f"checkpoint {folder} has schema {manifest.get('schema')}; this version of FlowAct reads schema {SCHEMA}. Update FlowAct.")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise UserError(f"{path} is damaged: the entry of {name} needs bytes and sha256.")
+    return manifest
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(f"{path} is larger than {_MAX_JSON_BYTES} bytes and not read.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not an object.")
+    return value
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file of a checkpoint but the manifest, as relative posix names."""
+    names = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"checkpoint {folder} holds a link, {path.relative_to(folder)}: a checkpoint is made of plain files.")
+        if path.is_file() and path != folder / MANIFEST:
+            names.append(path.relative_to(folder).as_posix())
+    return names
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unescape(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _unescape(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unescape(value) for value in node]
+    return node.replace("\\${", "${") if isinstance(node, str) else node
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+# --- using ---
+
+
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], *, allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()
+) -> LoadReport:
+    """Copy a state into a module, all of it or nothing.
+
+    Args:
+        module: gets the values, in its own types and on its own devices.
+        state: name -> tensor.
+        allow_missing: patterns ("audio_blocks.*") of names that the module may have and the state may lack.
+        allow_unexpected: patterns of names that the state may have and the module may lack.
+
+    Raises:
+        UserError: listing every name that is missing, unexpected or of another shape; the module is then unchanged.
+    """
+    own = module.state_dict()
+    missing = tuple(sorted(own.keys() - state.keys()))
+    unexpected = tuple(sorted(state.keys() - own.keys()))
+    wrong_shape = tuple(sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape))
+    matched = tuple(sorted((own.keys() & state.keys()) - set(wrong_shape)))
+    report = LoadReport(matched, missing, unexpected, wrong_shape)
+    problems = [f"missing: {name}" for name in _not_allowed(missing, allow_missing)]
+    problems += [f"unexpected: {name}" for name in _not_allowed(unexpected, allow_unexpected)]
+    problems += [f"shape of {name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model" for name in wrong_shape]
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"the weights do not fit {type(module).__name__} ({report}); nothing was loaded:{listed}\n"
+            "Build the model of the checkpoint's recipe, or allow the names to be missing or unexpected."
+        )
+    with torch.no_grad():
+        for name in matched:
+            own[name].copy_(state[name])
+    return report
+
+
+def check_compatible(lineage_a: Mapping[str, Any], lineage_b: Mapping[str, Any], allow: Iterable[str] = ()) -> None:
+    """Check that weights trained under `lineage_a` mean the same under `lineage_b`.
+
+    Compared are the latent space, frames per chunk, frame rate and encoders.
+
+    Args:
+        lineage_a: of the checkpoint.
+        lineage_b: of the run that takes its weights.
+        allow: names among `COMPARED` that may differ.
+
+    Raises:
+        UserError: naming both values and how to allow the difference.
+    """
+    allowed = set(allow)
+    if unknown := allowed - set(COMPARED):
+        raise UserError(f"allow={sorted(unknown)}: what may differ is one of {', '.join(COMPARED)}.")
+    differing = [name for name in COMPARED if name not in allowed and lineage_a.get(name) != lineage_b.get(name)]
+    if differing:
+        lines = "".join(
+            f"\n  {name}: {json.dumps(lineage_a.get(name))} in the checkpoint, {json.dumps(lineage_b.get(name))} in this run" for name in differing
+        )
+        raise UserError(f"the checkpoint's weights mean something else here:{lines}\nTo take them nevertheless, allow={differing}.")
+
+
+def _not_allowed(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    patterns = tuple(patterns)
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
