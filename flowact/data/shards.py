@@ -451,6 +451,8 @@ def open_split(spec: str | Path) -> Split:
         raise ShardError(
             f"{folder} holds {len(paths)} shards, {DATASET_FILE} says {expected}; copy the missing ones again, or correct {DATASET_FILE}"
         )
+    exclude = set(info.exclude) if info else set()
+    paths = [path for path in paths if f"{folder.name}/{path.stem}" not in exclude]  # not even opened, they may be damaged
     unindexed = [path for path in paths if not path.with_suffix(".json").is_file()]
     if unindexed:
         warnings.warn(
@@ -460,10 +462,14 @@ def open_split(spec: str | Path) -> Split:
         )
     absent = set(unindexed)
     shards: list[Shard] = [SequentialShard(path) if path in absent else ShardReader(path) for path in paths]
-    clips = _included(folder.name, shards, set(info.exclude) if info else set())
+    clips = [
+        ClipRef(number, sample, entry.key, entry.frames)
+        for number, shard in enumerate(shards)
+        for sample, entry in enumerate(shard.entries)
+        if f"{folder.name}/{shard.path.stem}/{entry.key}" not in exclude
+    ]
     if not clips:
-        excluded = len(info.exclude) if info else 0
-        raise UserError(f"{spec}: no clips in {len(shards)} shards, with {excluded} entries in exclude of {DATASET_FILE}")
+        raise UserError(f"{spec}: no clips in {len(shards)} shards, with {len(exclude)} entries in exclude of {DATASET_FILE}")
     return Split(folder, shards, clips, info)
 
 
@@ -566,16 +572,6 @@ def _decode_array(data: bytes) -> np.ndarray:
         raise ValueError(f"array of shape {shape} {dtype} needs {count * dtype.itemsize} bytes, {len(data) - buffer.tell()} are there")
     array = np.frombuffer(data, dtype=dtype, count=count, offset=buffer.tell())
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
-
-
-def _included(split: str, shards: Sequence[Shard], exclude: set[str]) -> list[ClipRef]:
-    return [
-        ClipRef(number, sample, entry.key, entry.frames)
-        for number, shard in enumerate(shards)
-        if f"{split}/{shard.path.stem}" not in exclude
-        for sample, entry in enumerate(shard.entries)
-        if f"{split}/{shard.path.stem}/{entry.key}" not in exclude
-    ]
 
 
 def _shard_paths(spec: str) -> tuple[list[Path], Path]:
