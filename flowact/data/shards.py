@@ -460,8 +460,7 @@ def open_split(spec: str | Path) -> Split:
             f"Make indexes with: flowact-data index {folder}",
             stacklevel=2,
         )
-    absent = set(unindexed)
-    shards: list[Shard] = [SequentialShard(path) if path in absent else ShardReader(path) for path in paths]
+    shards = [open_shard(path) for path in paths]
     clips = [
         ClipRef(number, sample, entry.key, entry.frames)
         for number, shard in enumerate(shards)
@@ -471,6 +470,11 @@ def open_split(spec: str | Path) -> Split:
     if not clips:
         raise UserError(f"{spec}: no clips in {len(shards)} shards, with {len(exclude)} entries in exclude of {DATASET_FILE}")
     return Split(folder, shards, clips, info)
+
+
+def open_shard(path: Path) -> Shard:
+    """One tar: through its index, or from front to back where there is none."""
+    return ShardReader(path) if path.with_suffix(".json").is_file() else SequentialShard(path)
 
 
 def split_folders(root: Path | str) -> list[Path]:
