@@ -35,9 +35,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"flowact: error: {message} (`{self.prog} --help` shows the usage)\n")
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> _Parser:
     """Options that every verb takes."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     group = parser.add_argument_group("common options")
     group.add_argument("--plugin", action="append", metavar="FILE", default=[], help="a Python file whose components can be named too (repeatable)")
     group.add_argument("--trust", action="append", metavar="PREFIX", default=[], help="a dotted prefix that class paths may have (repeatable)")

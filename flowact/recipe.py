@@ -35,7 +35,7 @@ class Recipe:
     """A composed recipe.
 
     Attributes:
-        config: plain resolved values, class paths in full: what is trained, and what a checkpoint stores.
+        config: plain resolved values, class paths in full, without `vars`: what is trained, and what a checkpoint stores.
         path: the file that was asked for.
         sources: every file that took part, bases first.
         origins: dotted place -> "file:line" (or "command line") that set it.
@@ -73,7 +73,7 @@ def find_recipe(name: str | Path, beside: Path | None = None, asked_by: str = ""
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    near = packaged_recipes()
+    near = [*packaged_recipes(), *(path.as_posix() for path in Path(name).parent.glob("*.yaml"))]
     if beside is not None:
         near += [path.name for path in beside.glob("*.yaml")]
     prefix = f"{asked_by}: " if asked_by else ""
@@ -301,7 +301,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     expanded = _located(recipe, registry.expand, resolved)
     for place, spec in registry.specs(expanded):
         _located(recipe, registry.check_allowed, spec["class_path"], trust, join(place, "class_path"))
-    ordered = {section: expanded[section] for section in SECTIONS if section in expanded}
+    ordered = {section: expanded[section] for section in SECTIONS if section in expanded and section != "vars"}  # resolved, the variables are spent
     return Recipe(ordered, file, recipe.sources, origins, recipe.trusted)
 
 
@@ -389,7 +389,7 @@ MISSING = "(absent)"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
-    """Places whose values differ, in reading order. `about` and `vars` are left out: they say nothing that the other sections do not."""
-    sides = [dict(_leaves({k: v for k, v in side.items() if k not in ("about", "vars")})) for side in (before, after)]
+    """Places whose values differ, in reading order. `about` is left out: nothing reads it."""
+    sides = [dict(_leaves({k: v for k, v in side.items() if k != "about"})) for side in (before, after)]
     places = [*sides[0], *(place for place in sides[1] if place not in sides[0])]
     return [Difference(p, sides[0].get(p, MISSING), sides[1].get(p, MISSING)) for p in places if sides[0].get(p, MISSING) != sides[1].get(p, MISSING)]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flowact.errors import UserError, did_you_mean
-from flowact.signatures import build, check_arguments, close_imports, join
+from flowact.signatures import build, check_arguments, close_imports, join, refusal
 
 GROUP_PREFIX = "flowact."
 #: what a recipe may name without --trust, besides components; narrower than all of torch, whose loaders would run what they load
@@ -63,7 +63,7 @@ KINDS = {
         Kind("callbacks", "lightning.pytorch", "Callback"),
         Kind("strategies", "lightning.pytorch", "Strategy"),
         Kind("characters", "flowact.characters", "Character"),
-        Kind("writers", "flowact.writers", "Writer"),
+        Kind("writers", "flowact.writers", "VideoWriter"),
     )
 }
 
@@ -246,11 +246,7 @@ def check_allowed(class_path: str, trusted: Sequence[str] = (), at: str = "class
         return
     hint = did_you_mean(class_path, [c.class_path for c in components()])
     hint = hint if hint.startswith(" Did") else ""
-    prefix = class_path.rpartition(".")[0] or class_path
-    raise UserError(
-        f"{at}: '{class_path}' is outside flowact, its installed plugins, torch and lightning, and naming a class runs its code;"
-        f" add --trust {prefix} if you know it.{hint}"
-    )
+    raise UserError(f"{at}: {refusal(class_path)}.{hint}")
 
 
 def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_path") -> type:
@@ -446,7 +442,10 @@ def instantiate(spec: Mapping[str, Any], kind: str | None = None, **overrides: A
     """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"a component is given as class_path and init_args, not {spec!r}")
-    full = expand({**spec, "init_args": {**(spec.get("init_args") or {}), **overrides}})
+    arguments = spec.get("init_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"init_args: the arguments of {spec['class_path']} are a mapping, not {arguments!r}")
+    full = expand({**spec, "init_args": {**arguments, **overrides}})
     known = {c.class_path for c in components()}
     for place, node in specs(full):
         path = node["class_path"]

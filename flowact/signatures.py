@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flowact.errors import UserError, did_you_mean
@@ -33,7 +35,8 @@ def close_imports(allowed: Sequence[str]) -> None:
     )
 
 
-def class_parser(cls: type) -> tuple[ArgumentParser, list[str]]:
+@cache
+def class_parser(cls: type) -> tuple[ArgumentParser, tuple[str, ...]]:
     """A parser of a class's constructor arguments under the key `it`, and their names; **kwargs are followed to their owner."""
     from jsonargparse import ArgumentParser
 
@@ -42,7 +45,7 @@ def class_parser(cls: type) -> tuple[ArgumentParser, list[str]]:
     names: dict[str, None] = {}
     for key in added:
         names.setdefault(key.removeprefix("it.").partition(".")[0])
-    return parser, list(names)
+    return parser, tuple(names)
 
 
 def check_arguments(cls: type, arguments: Any, at: str) -> None:
@@ -69,24 +72,35 @@ def check_arguments(cls: type, arguments: Any, at: str) -> None:
 def _explain(error: Exception, cls: type, parser: ArgumentParser, at: str) -> UserError:
     """jsonargparse's message as ours: the key's place first, then the rule."""
     text = str(error)
+    denied = re.search(r"Importing '([^']+)' is not allowed", text)
     required = re.search(r"arguments? (?:is|are) required: (.+)", text) or re.search(r'Key "([^"]+)" is required', text)
     if required:
         missing = ", ".join(name.strip().strip("'\"").removeprefix("it.") for name in required[1].split(","))
         return UserError(f"{at}: {cls.__name__} needs {missing}")
     group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", text)
     if group:
-        key = group[1].removeprefix("it").lstrip(".")
-        known = [name.rpartition(".")[2] for name in parser.get_defaults()[group[1]]]
-        return UserError(f"{join(at, key, group[2])}: there is no '{group[2]}'.{did_you_mean(group[2], known)}")
+        parent, _, option = f"{group[1]}.{group[2]}".rpartition(".")
+        siblings = parser.get_defaults().get(parent)
+        hint = did_you_mean(option, vars(siblings)) if hasattr(siblings, "__dict__") else ""
+        return UserError(f"{join(at, parent.removeprefix('it').lstrip('.'), option)}: there is no '{option}' here.{hint}")
     key_match = re.match(r'\s*Parser key "it\.?([^"]*)":?\s*', text)
     place = join(at, key_match[1]) if key_match else at
     body = text[key_match.end() :] if key_match else text
-    return UserError(f"{place}: {_short(body)}")
+    return UserError(f"{place}: {refusal(denied[1]) if denied else one_line(body)}")
 
 
-def _short(text: str) -> str:
+def refusal(class_path: str) -> str:
+    """What is said of a class path outside the allow-list."""
+    prefix = class_path.rpartition(".")[0] or class_path
+    return (
+        f"'{class_path}' is outside flowact, its installed plugins, torch and lightning, and naming a class runs its code;"
+        f" add --trust {prefix} if you know it"
+    )
+
+
+def one_line(text: str) -> str:
     """One line of what jsonargparse says over many: the expectations of a union side by side, the value once."""
-    value = re.search(r"Given value: (.*)\Z", text, re.DOTALL)
+    value = re.search(r"Given value: (?!Namespace\()(.*)\Z", text, re.DOTALL)
     if "Errors:" in text:
         body = text.partition("Errors:")[2].partition("Given value type:")[0]
         reasons = [" ".join(part.split()) for part in re.split(r"\n\s*- ", "\n" + body) if part.strip()]
@@ -96,6 +110,7 @@ def _short(text: str) -> str:
     for reason in reasons:
         reason = re.sub(r"Subclass types expect one of.*", "", reason)
         reason = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", reason)
+        reason = re.sub(r"^Expected an? ", "expected ", reason)
         reason = re.sub(r"\bcollections\.abc\.|\btyping\.", "", reason).strip().rstrip(".")
         if reason not in cleaned and not (reason.endswith(" NoneType") and len(reasons) > 1):
             cleaned.append(reason)
@@ -106,8 +121,21 @@ def _short(text: str) -> str:
 
 
 def build(cls: type, arguments: Mapping[str, Any]) -> Any:
-    """Call a constructor with checked arguments; nested specs become objects by the types of its parameters."""
+    """Call a constructor with checked arguments; nested specs become objects by the types of its parameters.
+
+    Raises:
+        UserError: a constructor refuses its values.
+    """
     parser, names = class_parser(cls)
+    try:
+        return _build(cls, arguments, parser, names)
+    except UserError:
+        raise
+    except (ValueError, argparse.ArgumentError) as error:
+        raise UserError(f"{cls.__name__}: {one_line(str(error))}") from error
+
+
+def _build(cls: type, arguments: Mapping[str, Any], parser: ArgumentParser, names: Sequence[str]) -> Any:
     if not names:
         return cls()
     return parser.instantiate(parser.parse_object({"it": dict(arguments)})).it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def _construct(node: yaml.Node, name: str, at: str, origins: dict[str, str], cou
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = f"{name}:{key_node.start_mark.line + 1}"
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
                 raise UserError(f"{line}: a key is a plain word; to share values use _base_ or ${{...}}")
             key = key_node.value
             if key in result:
@@ -104,7 +104,7 @@ def _construct(node: yaml.Node, name: str, at: str, origins: dict[str, str], cou
     raise UserError(f"{where}: the tag '{node.tag}' is not allowed; plain values only")
 
 
-_READ_SCALAR = {
+_READ_SCALAR: dict[str, Callable[[str], Any]] = {
     "str": str,
     "null": lambda text: None,
     "bool": lambda text: text.lower() == "true",

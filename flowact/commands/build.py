@@ -7,16 +7,19 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from flowact.checkpoints import latest_checkpoint
 from flowact.errors import UserError
-from flowact.recipe import Recipe, check_recipe, differences, load_recipe, trainer_arguments
+from flowact.recipe import Recipe, check_recipe, differences, trainer_arguments
+from flowact.signatures import one_line
 
-#: parts of a checkpoint folder that resuming reads
-ENGINE, MANIFEST, STORED_RECIPE = "engine", "manifest.json", "recipe.yaml"
+if TYPE_CHECKING:
+    from flowact.stages.base import Stage
+
 #: sections in which a resumed run must not differ
 FIXED_SECTIONS = ("seed", "data", "model")
 
@@ -27,7 +30,7 @@ class Run:
 
     recipe: Recipe
     trainer: Trainer
-    stage: LightningModule
+    stage: Stage
     data: LightningDataModule
 
 
@@ -104,31 +107,31 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     silence_libraries()
     check_recipe(recipe)
     seed_everything(recipe.config["seed"], workers=True, verbose=False)
+    if quiet:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     options = {"enable_progress_bar": False, "enable_model_summary": False} if quiet else {}
     try:
         cli = _RecipeCLI(recipe.config, options)
     except (ValueError, argparse.ArgumentError) as error:
-        raise UserError(f"{recipe.path}: {error}") from error
+        raise UserError(f"{recipe.path}: {one_line(str(error))}") from error
     cli.model.recipe = recipe.config
     return Run(recipe, cli.trainer, cli.model, cli.datamodule)
 
 
-def engine_folder(checkpoint: str | Path, recipe: Recipe, *, allow_changes: bool = False) -> Path:
-    """The trainer state inside a checkpoint folder that continues `recipe`.
+def engine_of(checkpoint: str | Path, recipe: Recipe, *, allow_changes: bool = False) -> Path:
+    """The trainer state that continues `recipe`, of the newest undamaged checkpoint of a run.
 
     Raises:
-        UserError: not a complete checkpoint, or one of another recipe and `allow_changes` is not set; lists what differs.
+        UserError: no whole checkpoint, one without trainer state, or one of another recipe and `allow_changes` is not set; lists what differs.
     """
-    folder = Path(checkpoint)
-    for part in (MANIFEST, STORED_RECIPE, ENGINE):
-        if not (folder / part).exists():
-            raise UserError(f"--resume {folder}: no {part} in it, so it is not a finished checkpoint that training can continue from")
-    changes = differences(load_recipe(folder / STORED_RECIPE, trust=recipe.trusted).config, recipe.config)
-    fixed = [change for change in changes if change.place.partition(".")[0] in FIXED_SECTIONS]
-    if fixed and not allow_changes:
-        lines = "".join(f"\n  {change.place}: {change.before} -> {change.after}" for change in fixed)
+    found = latest_checkpoint(checkpoint)
+    if found.engine is None:
+        raise UserError(f"--resume {checkpoint}: it holds weights but no trainer state; start a new run from its weights with init_from={checkpoint}")
+    changes = [change for change in differences(found.recipe, recipe.config) if change.place.partition(".")[0] in FIXED_SECTIONS]
+    if changes and not allow_changes:
+        lines = "".join(f"\n  {change.place}: {change.before} -> {change.after}" for change in changes)
         raise UserError(
-            f"--resume {folder}: the checkpoint was trained by another recipe:{lines}\n"
+            f"--resume {checkpoint}: it was trained by another recipe:{lines}\n"
             "start a new run from its weights with init_from=DIR, or add --allow-changes"
         )
-    return folder / ENGINE
+    return found.engine

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Recipe, overrides and what to continue from."""
     add_recipe_arguments(parser)
-    parser.add_argument("--resume", metavar="DIR", help="continue the run that wrote this checkpoint folder, exactly")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="continue the run that wrote this checkpoint folder, exactly, from its newest whole checkpoint"
+    )
     parser.add_argument("--allow-changes", action="store_true", help="resume although data, model or seed differ from the checkpoint's recipe")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is 0 when training ends by itself."""
     recipe = load_recipe(args.config, args.overrides, args.trust)
-    from flowact.commands.build import build, engine_folder  # imports torch and lightning: after the recipe is known to be readable
+    from flowact.commands.build import build, engine_of  # imports torch and lightning: after the recipe is known to be readable
 
-    engine = engine_folder(args.resume, recipe, allow_changes=args.allow_changes) if args.resume else None
+    engine = engine_of(args.resume, recipe, allow_changes=args.allow_changes) if args.resume else None
     built = build(recipe, quiet=args.quiet)
     if engine is None and recipe.config.get("init_from"):
         built.stage.initialise_from(recipe.config["init_from"])
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(built: Run, engine: str | None) -> int:
     try:
-        built.trainer.fit(built.stage, datamodule=built.data, ckpt_path=engine)
+        built.trainer.fit(built.stage, datamodule=built.data, ckpt_path=engine, weights_only=True)  # nothing in a checkpoint is executed
     except SystemExit:
         if built.trainer.interrupted:  # Lightning shuts down in order and leaves with 1
             raise KeyboardInterrupt from None

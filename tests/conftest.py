@@ -1,0 +1,60 @@
+"""Fixtures for every room: plugin distributions that exist for one test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from flowact import registry
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """`install(distribution, {kind: {name: target}}, {file: text})` lays out an installed package as pip would; gone after the test."""
+    before = set(sys.modules)
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def add(distribution: str, points: Mapping[str, Mapping[str, str]], files: Mapping[str, str] | None = None, version: str = "1.0") -> Path:
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        sections = [f"[flowact.{kind}]\n" + "".join(f"{name} = {target}\n" for name, target in group.items()) for kind, group in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(sections))
+        for name, text in (files or {}).items():
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_text(text)
+        registry.refresh()
+        return site
+
+    registry.refresh()
+    yield add
+    registry.refresh()
+    for name in set(sys.modules) - before:
+        if str(site) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy() -> Iterator[Path]:
+    """The plugin file of `tests/commands/toy`, loaded; its folder."""
+    folder = Path(__file__).parent / "commands" / "toy"
+    registry.refresh()
+    registry.load_plugin_file(folder / "toy.py")
+    yield folder
+    registry.refresh()
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module `canary_module` with a class `Thing`; the returned file exists once anything has imported it."""
+    (tmp_path / "canary_module.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\nclass Thing: ...")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "canary_module.ran"
+    sys.modules.pop("canary_module", None)
