@@ -56,7 +56,7 @@ def make_sample(seed: int, num_frames: int, puppet: Puppet) -> dict[str, bytes]:
     states_T = np.repeat(np.array([0, 1, 0, 2], np.uint8), [quarter, quarter, quarter, num_frames - 3 * quarter])
     loudness = np.repeat(generator.uniform(0, 1, num_frames // 3 + 1) ** 2, 3)[:num_frames] * 0.3 * (states_T == 0)
     samples = (np.repeat(loudness, SAMPLES_PER_FRAME) * generator.standard_normal(num_frames * SAMPLES_PER_FRAME)).clip(-1, 1).astype(np.float32)
-    identity = puppet.sample_identity(generator) | {"background": [0.4, 0.5, 0.6]}  # easy to read, as the read-out is not what is tested here
+    identity = puppet.sample_identity(generator)
     truth_TP = puppet.perform(samples, states_T, generator)
     frames = puppet.render(identity, truth_TP)
     starts = [0, quarter, 2 * quarter, 3 * quarter, num_frames]
