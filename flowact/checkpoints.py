@@ -147,19 +147,14 @@ def write_checkpoint(
         OSError: the disk refuses; the old checkpoint is untouched and the unfinished folder is removed.
     """
     folder = Path(os.path.abspath(folder))
-    check_replaceable(folder, str(lineage["stage"]))
-    for name, tensors in ((weights_name, weights), ("ema", ema or {})):
-        broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-        if broken:
-            raise UserError(
-                f"{len(broken)} of {len(tensors)} tensors of {name} hold NaN or infinity (first: {broken[0]}), so training has diverged. "
-                f"No checkpoint is written; {folder} keeps the last good one. Lower the learning rate or set gradient_clip_val."
-            )
+    check_writable(folder, str(lineage["stage"]), weights, ema or {})
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     unfinished = folder.parent / f"{folder.name}.tmp-{secrets.token_hex(4)}"
     unfinished.mkdir()
     try:
+        if engine_saver is not None:
+            engine_saver(unfinished / ENGINE)
         _save_tensors(weights, unfinished / f"{weights_name}.safetensors")
         if ema:
             _save_tensors(ema, unfinished / "ema.safetensors")
@@ -167,8 +162,6 @@ def write_checkpoint(
         (unfinished / "lineage.json").write_text(json.dumps(dict(lineage), indent=2) + "\n", encoding="utf-8")
         if autoencoder_folder is not None:
             shutil.copytree(autoencoder_folder, unfinished / "autoencoder")
-        if engine_saver is not None:
-            engine_saver(unfinished / ENGINE)
         files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": _sha256(unfinished / name)} for name in _files(unfinished)}
         manifest = {"schema": SCHEMA, "kind": KIND, "weights": weights_name, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -179,6 +172,23 @@ def write_checkpoint(
         raise
     _purge(folder, keep)
     return folder
+
+
+def check_writable(folder: str | Path, stage: str, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> None:
+    """Whether `write_checkpoint` would accept these.
+
+    Raises:
+        UserError: weights that are not finite, or as `check_replaceable`.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_replaceable(folder, stage)
+    for kind, tensors in (("the weights", weights), ("the moving average", ema)):
+        broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+        if broken:
+            raise UserError(
+                f"{len(broken)} of {len(tensors)} tensors of {kind} hold NaN or infinity (first: {broken[0]}), so training has diverged. "
+                f"No checkpoint is written; {folder} keeps the last good one. Lower the learning rate or set gradient_clip_val."
+            )
 
 
 def check_replaceable(folder: Path, stage: str) -> None:

@@ -1,0 +1,138 @@
+"""Exponential moving average of the trained weights, kept in fp32 beside the optimizer rather than in the engine's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flowact.errors import UserError
+from flowact.strategies import gather_values, local_values, scatter_values
+
+
+class ExponentialMovingAverage(Callback):
+    """Average the trainable parameters of `trained_module()` after every optimizer step.
+
+    After the t-th averaged step, ema = d ema + (1 - d) weights with d = min(decay, (1 + t) / (10 + t)): the warm-up keeps the
+    random initialisation from lingering. Values are fp32; under ZeRO stage 3 every process averages its own share. Validation
+    inside fit sees the averaged weights.
+
+    Args:
+        decay: weight of the past, in [0, 1).
+        start_step: until this optimizer step the average just follows the weights.
+        warmup: lower the decay of the first steps as above.
+
+    Raises:
+        UserError: a decay or start outside its range.
+    """
+
+    def __init__(self, decay: float = 0.999, start_step: int = 0, warmup: bool = True) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UserError(f"decay of the moving average is {decay}; it lies in [0, 1), typically 0.99 to 0.9999.")
+        if start_step < 0:
+            raise UserError(f"start_step of the moving average is {start_step}; it is 0 or more.")
+        self.decay = decay
+        self.start_step = start_step
+        self.warmup = warmup
+        self._names: list[str] = []
+        self._parameters: list[nn.Parameter] = []
+        self._averages: list[Tensor] = []
+        self._num_updates = 0
+        self._last_step = 0
+        self._restored = False
+        self._validation: Any = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is an average: from the start of fit on."""
+        return bool(self._averages)
+
+    def decay_at(self, num_updates: int) -> float:
+        """Decay of update number `num_updates`, counted from 0."""
+        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        named = [(name, parameter) for name, parameter in pl_module.trained_module().named_parameters() if parameter.requires_grad]
+        self._names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        self._last_step = trainer.global_step
+        if self._restored:
+            saved = _saved_averages(trainer.ckpt_path, self._names)
+            shares = [scatter_values(saved[name], parameter) for name, parameter in named]
+            self._averages = [share.to(local_values(p).device, torch.float32, copy=True) for share, p in zip(shares, self._parameters)]
+            self._restored = False
+        else:
+            self._averages = [local_values(parameter).detach().to(torch.float32, copy=True) for parameter in self._parameters]
+            self._num_updates = 0
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._last_step:
+            return  # gradients are still being accumulated
+        self._last_step = trainer.global_step
+        values = [local_values(parameter) for parameter in self._parameters]
+        if trainer.global_step <= self.start_step:
+            torch._foreach_copy_(self._averages, values)
+            return
+        if any(value.dtype != torch.float32 for value in values):
+            values = [value.float() for value in values]
+        torch._foreach_lerp_(self._averages, values, 1.0 - self.decay_at(self._num_updates))
+        self._num_updates += 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_ready and not trainer.sanity_checking:
+            self._validation = self.applied()
+            self._validation.__enter__()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._validation is not None:
+            self._validation.__exit__(None, None, None)
+            self._validation = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_validation_end(trainer, pl_module)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the module's place, and the trained weights back afterwards. Without an average nothing changes."""
+        kept = [local_values(parameter).clone() for parameter in self._parameters]
+        self._overwrite(self._averages)
+        try:
+            yield
+        finally:
+            self._overwrite(kept)
+
+    def averages(self) -> dict[str, Tensor]:
+        """Full fp32 averages by name on the CPU, on the process with rank 0; empty on others. Every process calls it."""
+        full = {name: gather_values(average, p) for name, average, p in zip(self._names, self._averages, self._parameters)}
+        is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        return {name: average.to("cpu", copy=True).contiguous() for name, average in full.items()} if is_first else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self._num_updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_updates = int(state_dict["num_updates"])
+        self._restored = True
+
+    @torch.no_grad()
+    def _overwrite(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values):
+            local_values(parameter).copy_(value)
+
+
+def _saved_averages(engine: str | Path | None, names: list[str]) -> dict[str, Tensor]:
+    path = Path(engine or "").parent / "ema.safetensors"
+    if not path.is_file():
+        raise UserError(f"the run that is resumed kept a moving average, but {path} is missing. Resume from the engine of a checkpoint folder.")
+    saved = load_file(path)
+    if differing := sorted(set(names) ^ set(saved)):
+        raise UserError(f"{path} averages other parameters than this run trains (first: {differing[0]}). Resume with the recipe that wrote it.")
+    return saved
