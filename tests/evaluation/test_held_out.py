@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from flowact import cli
+from flowact.autoencoders import CausalVideoAutoencoder, save_autoencoder
 from flowact.autoencoders.base import Autoencoder
 from flowact.characters.puppet import Puppet
 from flowact.data import encode_sound
@@ -282,3 +283,16 @@ def test_the_command_adds_a_stage_and_the_truth_to_one_file(tmp_path, shards, pi
 def test_options_that_do_not_fit_are_explained(tmp_path, shards, arguments, message, capsys):
     assert cli.main(["evaluate", "--shards", shards, "--out", str(tmp_path / "m.json"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_ceiling_is_that_of_the_autoencoder_named(tmp_path, shards):
+    init_args = {"latent_channels": 4, "width": 8}
+    save_autoencoder(CausalVideoAutoencoder(**init_args), {"class_path": "CausalVideoAutoencoder", "init_args": init_args}, tmp_path / "ae")
+    out = tmp_path / "metrics.json"
+    arguments = ["evaluate", "--truth", "--shards", shards, "--out", str(out), "--limit", "2", "--quiet"]
+    assert cli.main([*arguments, "--autoencoder", str(tmp_path / "ae")]) == 0
+    untrained = read_metrics(out)["truth"]
+    assert untrained["details"]["through"] == "autoencoder"
+    assert untrained["lip_correlation"] < 0.5 < untrained["details"]["raw"]["lip_correlation"]
+    assert cli.main(arguments) == 0
+    assert read_metrics(out)["truth"]["details"]["through"] == "pixels"
