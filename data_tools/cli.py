@@ -57,9 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         exit code: 0 done, 1 problems found by `lint`, 2 wrong input, 130 interrupted.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"flowact-data: warning: {message}", file=sys.stderr)
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     debug = "--debug" in argv
-    warnings.showwarning = lambda message, *_: print(f"flowact-data: warning: {message}", file=sys.stderr)
     try:
         verb = next((word for word in argv if not word.startswith("-")), None)
         if verb is not None and verb not in VERBS:
