@@ -1,6 +1,6 @@
 """The checkpoint folder: written whole or not at all, verified before anything is read, no file of it is ever executed.
 
-    denoiser.safetensors   trained weights, fp32 (another stem for other networks)
+    denoiser.safetensors   trained weights, fp32 (another name for other networks)
     ema.safetensors        their moving average, fp32, trainable parameters only
     recipe.yaml            the resolved recipe
     lineage.json           stage, step, latent space, encoders, ancestors
@@ -52,7 +52,7 @@ class Checkpoint:
         path: the folder.
         recipe: the resolved recipe that trained it.
         lineage: stage, step, latent space, encoders, ancestors.
-        weights_name: stem of the weights' file.
+        weights_name: the weights' file.
         has_ema: whether it holds a moving average.
     """
 
@@ -84,7 +84,7 @@ class Checkpoint:
         Args:
             ema: put the moving average in place of the parameters that have one. Without effect if `has_ema` is false.
         """
-        state = load_file(self.path / f"{self.weights_name}.safetensors")
+        state = load_file(self.path / self.weights_name)
         if ema and self.has_ema:
             state |= load_file(self.path / "ema.safetensors")
         return state
@@ -93,9 +93,10 @@ class Checkpoint:
         """The moving average alone; empty if there is none."""
         return load_file(self.path / "ema.safetensors") if self.has_ema else {}
 
+    @property
     def weights_sha256(self) -> str:
         """Hash of the weights' file: how descendants name this checkpoint."""
-        return _read_manifest(self.path)["files"][f"{self.weights_name}.safetensors"]["sha256"]
+        return _read_manifest(self.path)["files"][self.weights_name]["sha256"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def write_checkpoint(
     lineage: Mapping[str, Any],
     autoencoder_folder: str | Path | None,
     engine_saver: Callable[[Path], None] | None,
-    weights_name: str = "denoiser",
+    weights_name: str = "denoiser.safetensors",
     keep: int = 1,
 ) -> Path:
     """Write a checkpoint folder beside its place, complete it on disk, then put it there in one step.
@@ -139,7 +140,7 @@ def write_checkpoint(
         lineage: at least "stage" and "step".
         autoencoder_folder: copied to `autoencoder/`, or None.
         engine_saver: called with the path `engine` inside the unfinished folder; creates a file or a folder there. Or None.
-        weights_name: stem of the weights' file.
+        weights_name: the weights' file.
         keep: checkpoints of the run to keep, the new one included; older ones move to `FOLDER@STEP`.
 
     Raises:
@@ -155,7 +156,7 @@ def write_checkpoint(
     try:
         if engine_saver is not None:
             engine_saver(unfinished / ENGINE)
-        _save_tensors(weights, unfinished / f"{weights_name}.safetensors")
+        _save_tensors(weights, unfinished / weights_name)
         if ema:
             _save_tensors(ema, unfinished / "ema.safetensors")
         (unfinished / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
@@ -303,7 +304,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if _sha256(folder / name) != expected["sha256"]:
             raise UserError(f"checkpoint {folder} is damaged: the contents of {name} are not what was written (sha256 differs).")
     name = manifest["weights"]
-    for required in (f"{name}.safetensors", "recipe.yaml", "lineage.json"):
+    for required in (name, "recipe.yaml", "lineage.json"):
         if required not in listed:
             raise UserError(f"checkpoint {folder} is incomplete: {required} is missing.")
     recipe, _ = read_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))

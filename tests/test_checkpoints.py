@@ -59,7 +59,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert checkpoint.engine is not None
     assert (checkpoint.engine / "checkpoint" / "state.pt").is_file()
     assert checkpoint.autoencoder is not None
-    assert len(checkpoint.weights_sha256()) == 64
+    assert len(checkpoint.weights_sha256) == 64
 
 
 def test_without_ema_the_weights_are_the_weights(tmp_path: Path) -> None:

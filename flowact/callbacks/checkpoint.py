@@ -6,8 +6,8 @@ import copy
 import logging
 import os
 import secrets
-from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowact.callbacks.ema import ExponentialMovingAverage
 from flowact.callbacks.randomness import seed_generators
-from flowact.checkpoints import check_replaceable, check_writable, remove_unfinished, write_checkpoint
+from flowact.checkpoints import SCHEMA, check_replaceable, check_writable, remove_unfinished, write_checkpoint
 from flowact.errors import UserError
 from flowact.strategies import full_fp32_weights
 
@@ -170,7 +170,7 @@ class CheckpointFolder(Checkpoint):
         weights = full_fp32_weights(pl_module.trained_module())
         ema = average.averages() if average is not None else {}
         lineage = {**pl_module.lineage(), "step": trainer.global_step}
-        lineage.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+        lineage = {"schema": SCHEMA, **lineage, "versions": _versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
         _agree(trainer, lambda: check_writable(self.folder, str(lineage["stage"]), weights, ema))
 
         def write() -> None:
@@ -178,7 +178,7 @@ class CheckpointFolder(Checkpoint):
                 self.folder,
                 weights=weights,
                 ema=ema,
-                recipe=_plain(pl_module.recipe),
+                recipe=pl_module.recipe,
                 lineage=lineage,
                 autoencoder_folder=pl_module.autoencoder_folder,
                 engine_saver=trainer.save_checkpoint,
@@ -213,5 +213,5 @@ def _gather(trainer: Trainer, value: Any) -> list[Any]:
     return gathered
 
 
-def _plain(recipe: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(recipe or {})
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("flowact", "torch", "lightning", "deepspeed")}

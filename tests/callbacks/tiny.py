@@ -57,7 +57,7 @@ class TinyStage(LightningModule):
         self.teacher = nn.Linear(8, 8).requires_grad_(False)
         self.recipe: dict[str, Any] = {"seed": 0, "model": {"class_path": "TinyStage"}}
         self.autoencoder_folder: Path | None = None
-        self.weights_name = "denoiser"
+        self.weights_name = "denoiser.safetensors"
         self.fail_at, self.nan_at = fail_at, nan_at
         self.losses: list[float] = []
         self.inputs: list[float] = []
