@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     maker = ClipMaker(settings, pieces, args.out)
     for _ in _track_progress(_make_all(maker, missing, args.jobs), len(missing), settings.frames):
         pass
-    print(f"{args.out}: {len(tasks)} clips of {settings.frames} frames, {character.size} px; next: flowact-data pack or encode")
+    print(f"{args.out}: {len(tasks)} clips of {settings.frames} frames, {character.size} px; next: flowact-data pack {args.out} --out DATASET")
     return 0
 
 

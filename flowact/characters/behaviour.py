@@ -116,3 +116,13 @@ def sample_blinks(generator: np.random.Generator, num_frames: int) -> np.ndarray
 def sway(frequency: float, phase: float, num_frames: int) -> np.ndarray:
     """sin(2 pi f t + phase), (T,)."""
     return np.sin(2 * np.pi * frequency * np.arange(num_frames) / FRAMES_PER_SECOND + phase)
+
+
+def smooth_causal(signal_T: np.ndarray, seconds: float = 0.3) -> np.ndarray:
+    """First-order low-pass, no look ahead."""
+    keep = np.exp(-1 / (FRAMES_PER_SECOND * seconds))
+    smoothed, level = np.empty(len(signal_T)), 0.0
+    for t, value in enumerate(signal_T):
+        level = keep * level + (1 - keep) * float(value)
+        smoothed[t] = level
+    return smoothed

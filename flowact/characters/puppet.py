@@ -11,12 +11,13 @@ import numpy as np
 
 from flowact.characters import mouth, puppet_anatomy, puppet_painter, puppet_reading
 from flowact.characters.base import Character, Identity, Readout
-from flowact.characters.behaviour import IDLE, LISTENING, SPEAKING, THINKING, follow, sample_blinks, sway, voiced
-from flowact.errors import UserError, did_you_mean
+from flowact.characters.behaviour import IDLE, LISTENING, SPEAKING, THINKING, follow, sample_blinks, smooth_causal, sway, voiced
+from flowact.characters.captions import choose_caption
+from flowact.errors import UserError
 
 MIN_SIZE = 16
 
-CAPTIONS = {
+CAPTIONS: Mapping[str, tuple[str, ...]] = {
     "speaking": (
         "The person speaks with lively hands.",
         "Talking, with both hands gesturing.",
@@ -71,7 +72,7 @@ class Puppet(Character):
         motion = mouth.listen(voiced(samples, states_T))
         phases = generator.uniform(0, 2 * np.pi, 8)
         beat_left, beat_right = generator.uniform(0.7, 1.3, 2)
-        energy_T = _smooth_causal(motion.opening_T)
+        energy_T = smooth_causal(motion.opening_T)
         waves = {
             "breath": sway(0.3, phases[0], num_frames),
             "drift": sway(0.17, phases[1], num_frames),
@@ -104,17 +105,6 @@ class Puppet(Character):
         return choose_caption(CAPTIONS, state, variant)
 
 
-def choose_caption(captions: Mapping[str, tuple[str, ...]], state: str, variant: int) -> str:
-    """The paraphrase number `variant`, counted round and round.
-
-    Raises:
-        UserError: no such state.
-    """
-    if state not in captions:
-        raise UserError(f"no behaviour state {state!r}.{did_you_mean(state, captions)}")
-    return captions[state][variant % len(captions[state])]
-
-
 def _targets(state: int, waves: dict[str, np.ndarray], energy_T: np.ndarray) -> np.ndarray:
     """Where a state pulls the body, (T, P) in the order of `Puppet.channels`; the mouth and the blink are not pulled."""
     zero = np.zeros_like(energy_T)
@@ -141,13 +131,3 @@ def _targets(state: int, waves: dict[str, np.ndarray], energy_T: np.ndarray) -> 
             body[f"{side}_x"] = body[f"{side}_x"] + sign * 0.03 + 0.10 * waves[side]
             body[f"{side}_y"] = body[f"{side}_y"] - 0.12 * energy_T - 0.09 * np.roll(waves[side], 6)
     return np.stack([body[name] for name in Puppet.channels], axis=1)
-
-
-def _smooth_causal(signal_T: np.ndarray, seconds: float = 0.3) -> np.ndarray:
-    """First-order low-pass, no look ahead."""
-    keep = np.exp(-1 / (25 * seconds))
-    smoothed, level = np.empty(len(signal_T)), 0.0
-    for t, value in enumerate(signal_T):
-        level = keep * level + (1 - keep) * float(value)
-        smoothed[t] = level
-    return smoothed

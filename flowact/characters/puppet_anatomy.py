@@ -8,12 +8,12 @@ Axes: T pixel frames, C colour channels.
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from flowact.characters import palette
 from flowact.characters.base import Identity
 from flowact.characters.drawing import bump
 
@@ -62,11 +62,6 @@ COLOURS = ("background", "shirt", "skin", "hair", "eyes")
 SIZES = ("head_width", "head_height", "torso_width", "hair_length", "hair_volume", "hairline", "fringe", "parting", "bun")
 CHANNELS = ("head_x", "head_y", "roll", "mouth_open", "mouth_width", "gaze_x", "gaze_y", "blink", "left_x", "left_y", "right_x", "right_y")
 
-_SKIN_TONES = np.array([[0.95, 0.80, 0.70], [0.92, 0.74, 0.60], [0.84, 0.62, 0.46], [0.70, 0.49, 0.35], [0.56, 0.38, 0.28]])
-_HAIR_TONES = np.array(
-    [[0.11, 0.09, 0.10], [0.27, 0.17, 0.12], [0.45, 0.27, 0.15], [0.60, 0.28, 0.13], [0.80, 0.62, 0.33], [0.58, 0.57, 0.60], [0.15, 0.36, 0.52]]
-)
-_EYE_TONES = np.array([[0.24, 0.14, 0.08], [0.10, 0.30, 0.48], [0.10, 0.36, 0.26], [0.30, 0.26, 0.20]])
 _RESERVED_MARGIN = 0.40
 _PART_MARGIN = 0.22  # between parts that touch: skin to hair, shirt to background
 _SHADES = np.array([0.80, 0.90, 1.0])
@@ -132,23 +127,14 @@ class Look:
 def sample_identity(generator: np.random.Generator) -> Identity:
     """A new puppet. Colours too near to a reserved one, and parts too near to what they touch, are drawn again."""
 
-    def between(tones: np.ndarray, spread: float) -> np.ndarray:
-        first, second = generator.integers(len(tones), size=2)
-        mixed = tones[first] + generator.uniform(0, 0.5) * (tones[second] - tones[first])
-        return np.clip(mixed + generator.uniform(-spread, spread, 3), 0.04, 0.95)
-
-    def vivid(saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-        return np.array(colorsys.hsv_to_rgb(generator.uniform(), generator.uniform(*saturation), generator.uniform(*value)))
-
     while True:
-        skin_step = generator.uniform(0, len(_SKIN_TONES) - 1)
-        skin = np.array([np.interp(skin_step, range(len(_SKIN_TONES)), tone) for tone in _SKIN_TONES.T]) + generator.uniform(-0.02, 0.02, 3)
+        skin = palette.sample_skin(generator)
         colours = {
-            "background": vivid((0.12, 0.42), (0.62, 0.95)),
-            "shirt": vivid((0.35, 0.85), (0.40, 0.92)),
-            "skin": np.clip(skin, 0, 0.95),
-            "hair": between(_HAIR_TONES, 0.04),
-            "eyes": between(_EYE_TONES, 0.02),
+            "background": palette.sample_vivid(generator, (0.12, 0.42), (0.62, 0.95)),
+            "shirt": palette.sample_vivid(generator, (0.35, 0.85), (0.40, 0.92)),
+            "skin": skin,
+            "hair": palette.sample_hair(generator),
+            "eyes": palette.sample_eyes(generator),
         }
         if _readable(colours):
             break
