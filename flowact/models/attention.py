@@ -103,15 +103,36 @@ def plan_attention(layout: WindowLayout, counts: TokenCounts) -> AttentionPlan:
     return AttentionPlan(pieces, order, tuple(rectangles))
 
 
-def attend(query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor, plan: AttentionPlan) -> Tensor:
-    """Attention over tokens in stored order, as the plan allows; [B, L, N, D]."""
-    query, key, value = (plan.gather(x).transpose(1, 2) for x in (query_BLND, key_BLND, value_BLND))
+def attend(query_key: Tensor, value_BLND: Tensor, plan: AttentionPlan) -> Tensor:
+    """Attention over tokens in stored order, as the plan allows; [B, L, N, D].
+
+    Args:
+        query_key: queries and keys [B, L, 2, N, D].
+        value_BLND: values.
+        plan: who sees whom.
+    """
+    query, key = plan.gather(query_key).permute(2, 0, 3, 1, 4).unbind(0)
+    value = plan.gather(value_BLND).transpose(1, 2)
     parts = []
     for start, end, ranges in plan.rectangles:
-        keys, values = (torch.cat([x[:, :, a:b] for a, b in ranges], dim=2) if len(ranges) > 1 else x[:, :, ranges[0][0] : ranges[0][1]] for x in (key, value))
-        parts.append(nnf.scaled_dot_product_attention(query[:, :, start:end], keys, values))
+        keys, values = (_slices(x, ranges) for x in (key, value))
+        parts.append(attention(query[:, :, start:end], keys, values))
     mixed = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
     return plan.scatter(mixed.transpose(1, 2))
+
+
+def _slices(x_BNLD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    if len(ranges) > 1:
+        return torch.cat([x_BNLD[:, :, start:end] for start, end in ranges], dim=2)
+    return x_BNLD[:, :, ranges[0][0] : ranges[0][1]]
+
+
+def attention(query_BNLD: Tensor, key_BNLD: Tensor, value_BNLD: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v. Where gradients are needed on a CPU in bfloat16 it is written out: torch's fused backward is twice as slow there."""
+    if query_BNLD.device.type == "cpu" and query_BNLD.dtype == torch.bfloat16 and query_BNLD.requires_grad:
+        weights = torch.softmax(query_BNLD * query_BNLD.shape[-1] ** -0.5 @ key_BNLD.transpose(-1, -2), dim=-1)
+        return weights @ value_BNLD
+    return nnf.scaled_dot_product_attention(query_BNLD, key_BNLD, value_BNLD)
 
 
 def dense_mask(layout: WindowLayout, counts: TokenCounts) -> Tensor:

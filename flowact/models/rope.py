@@ -46,8 +46,9 @@ def window_rotation(
     return angle.cos().float().to(device), angle.sin().float().to(device)
 
 
-def rotate(x_BLND: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of channels (first half with second half) of queries or keys."""
-    cosine, sine = (part[:, None].to(x_BLND.dtype) for part in rotation)
-    first, second = x_BLND.chunk(2, dim=-1)
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate pairs of channels (first half with second half) of queries and keys [B, L, ..., D]."""
+    between = (1,) * (x.ndim - 3)
+    cosine, sine = (part.view(part.shape[0], *between, part.shape[1]).to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

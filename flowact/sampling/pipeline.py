@@ -1,0 +1,250 @@
+"""From a checkpoint folder to video: builds what the checkpoint names and drives a stream offline. Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowact.autoencoders import load_autoencoder
+from flowact.autoencoders.base import Autoencoder
+from flowact.checkpoints import Checkpoint, load_into, open_checkpoint
+from flowact.conditioning.base import AudioEncoder, TextEncoder
+from flowact.errors import UserError
+from flowact.memory.base import MemoryBank
+from flowact.models.base import Denoiser
+from flowact.registry import instantiate
+from flowact.sampling.session import StreamSession, evaluations_per_chunk
+from flowact.sampling.window import Guidance, WindowEngine
+from flowact.schedulers.staircase import Staircase
+from flowact.types import SAMPLES_PER_FRAME
+
+Captions = Sequence[tuple[int, str]]
+"""(first frame, caption), in order, the first at frame 0."""
+
+
+@dataclass(frozen=True)
+class GeneratedBatch:
+    """Streamed clips.
+
+    Attributes:
+        frames: one uint8 (T, H, W, 3) per clip.
+        ttff_seconds: from the moment the first chunk's sound was there until its frames were decoded.
+        frames_per_second: of one clip of the batch, times the number of clips: throughput of the whole batch.
+        evaluations_per_chunk: network evaluations that each chunk saw.
+        num_chunks: chunks streamed.
+        chunk_seconds: time spent on each chunk.
+    """
+
+    frames: list[np.ndarray]
+    ttff_seconds: float
+    frames_per_second: float
+    evaluations_per_chunk: float
+    num_chunks: int
+    chunk_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Everything that streaming needs.
+
+    Args:
+        denoiser: in evaluation mode.
+        autoencoder: decodes, and encodes the reference picture.
+        text: caption encoder.
+        audio: sound encoder.
+        bank: memory strategy.
+        staircase: W, M and shift of the stream.
+        chunk_frames: n.
+        guidance: classifier-free guidance scale; 1 is none.
+        rest_caption: caption of the still seconds before the stream.
+        autocast: compute in bfloat16.
+    """
+
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    text: TextEncoder
+    audio: AudioEncoder
+    bank: MemoryBank[Any]
+    staircase: Staircase
+    chunk_frames: int
+    guidance: float = 1.0
+    rest_caption: str = ""
+    autocast: bool = True
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: str | Path,
+        device: str = "cpu",
+        micro_steps: int | None = None,
+        guidance: float = 1.0,
+        shift: float | None = None,
+    ) -> Pipeline:
+        """Build from a checkpoint folder; a recipe in it may only name registered components.
+
+        Args:
+            folder: checkpoint folder.
+            device: where to compute.
+            micro_steps: M; the default is 1, three evaluations per chunk for W = 3.
+            guidance: classifier-free guidance scale.
+            shift: of the staircase; the default is what the stage was trained with, else 1.
+
+        Raises:
+            UserError: damaged or incomplete checkpoint.
+        """
+        checkpoint = open_checkpoint(Path(folder))
+        arguments = _stage_arguments(checkpoint)
+        lineage = checkpoint.lineage
+        denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
+        load_into(denoiser, checkpoint.weights(ema=True))
+        bank_spec = arguments.get("memory") or {"class_path": "StructuredMemory"}
+        encoders = lineage["encoders"]
+        trained_shift = arguments.get("shift", _level_shift(arguments))
+        return cls(
+            denoiser.eval().requires_grad_(False).to(device),
+            load_autoencoder(checkpoint.path / "autoencoder").to(device),
+            instantiate(encoders["text"], "conditioning"),
+            instantiate(encoders["audio"], "conditioning"),
+            instantiate(bank_spec, "memory"),
+            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps or 1, shift=trained_shift if shift is None else shift),
+            int(lineage["chunk_frames"]),
+            guidance,
+            _rest_caption(lineage),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def engine(self) -> WindowEngine:
+        """The window engine of this pipeline."""
+        return WindowEngine(self.denoiser, self.bank, self.staircase, Guidance(self.guidance))
+
+    @torch.no_grad()
+    def session(self, references: Sequence[Tensor], seed: int = 0) -> StreamSession:
+        """A stream of the characters of one or more pictures (3, H, W) in [-1, 1], all of one size."""
+        count = (self.staircase.num_chunks - 1) * self.chunk_frames
+        with self.precision():
+            latents = self.autoencoder.encode_still(torch.stack(list(references)).to(self.device), count).float()
+        silence = self.audio.encode(torch.zeros((self.audio.context_frames + self.autoencoder.temporal_stride) * SAMPLES_PER_FRAME))
+        rest = self.text.encode([self.rest_caption])[0]
+        return StreamSession(
+            self.engine,
+            self.autoencoder,
+            latents[:, :1],
+            latents[:, 1:],
+            silence[-self.autoencoder.temporal_stride :].to(self.device),
+            rest.to(self.device),
+            self.chunk_frames,
+            torch.Generator().manual_seed(seed),
+        )
+
+    def precision(self) -> Any:
+        """bfloat16 autocast, or nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+    def conditions(self, samples: np.ndarray, captions: Captions, num_chunks: int) -> tuple[Tensor, Tensor]:
+        """Audio features [K, n, A, D] and text features [K, L, D] of `num_chunks` chunks; silence follows the end of the sound."""
+        stride = self.autoencoder.temporal_stride
+        frames = num_chunks * self.chunk_frames * stride
+        padded = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+        padded[: len(samples)] = samples[: len(padded)]
+        features_TD = self.audio.encode(torch.from_numpy(padded))
+        audio = features_TD.view(num_chunks, self.chunk_frames, stride, -1)
+        starts = [start for start, _ in captions]
+        if not captions or starts[0] > 0 or starts != sorted(starts):
+            raise UserError(f"captions must begin at frame 0 and be in order of time, got starts {starts[:5]}")
+        middles = (np.arange(num_chunks) + 0.5) * self.chunk_frames * stride
+        chosen = np.searchsorted(starts, middles, side="right") - 1
+        return audio, self.text.encode([captions[i][1] for i in chosen])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        references: Sequence[Tensor],
+        samples: Sequence[np.ndarray],
+        captions: Sequence[Captions],
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        on_frames: Callable[[np.ndarray], None] | None = None,
+    ) -> GeneratedBatch:
+        """Stream clips side by side, chunk by chunk through the memory bank.
+
+        Args:
+            references: a picture (3, H, W) in [-1, 1] per clip.
+            samples: sound per clip, 16 kHz mono; the batch is as long as the longest, in whole chunks.
+            captions: timed captions per clip.
+            seed: of the noise.
+            progress: called with (chunks done, chunks in all).
+            on_frames: called with the uint8 frames (B, T, H, W, 3) of each chunk as it leaves.
+
+        Raises:
+            UserError: numbers of pictures, sounds and captions differ.
+        """
+        if not len(references) == len(samples) == len(captions):
+            raise UserError(f"every clip needs a picture, a sound and captions; got {len(references)}, {len(samples)} and {len(captions)}")
+        chunk_samples = self.chunk_frames * self.autoencoder.temporal_stride * SAMPLES_PER_FRAME
+        num_chunks = max(1, -(-max(len(sound) for sound in samples) // chunk_samples))
+        num_steps = num_chunks + self.staircase.num_chunks - 1  # the last chunks leave while silence enters
+        pairs = [self.conditions(sound, timed, num_steps) for sound, timed in zip(samples, captions, strict=True)]
+        audio_KBFAD = torch.stack([audio for audio, _ in pairs], dim=1).to(self.device)
+        text_KBLD = torch.stack([text for _, text in pairs], dim=1).to(self.device)
+        session = self.session(references, seed)
+        clips: list[np.ndarray] = []
+        with self.precision():
+            for step in range(num_steps):
+                frames = session.next_chunk(audio_KBFAD[step], text_KBLD[step])
+                if frames is None:
+                    continue
+                clips.append(to_pixels(frames))
+                if on_frames:
+                    on_frames(clips[-1])
+                if progress:
+                    progress(len(clips), num_chunks)
+        video_BTHWC = np.concatenate(clips, axis=1)
+        return GeneratedBatch(
+            list(video_BTHWC),
+            session.timing.first_frame_seconds,
+            session.frames_per_second * len(references),
+            evaluations_per_chunk(session),
+            num_chunks,
+            tuple(session.timing.chunk_seconds),
+        )
+
+
+STREAM_CHUNKS = 3
+"""W of the stream, whatever number of chunks a stage was trained on."""
+
+
+def to_pixels(frames_BCTHW: Tensor) -> np.ndarray:
+    """uint8 (B, T, H, W, 3) of frames in [-1, 1]."""
+    scaled = (frames_BCTHW.float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def _stage_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    model = checkpoint.recipe.get("model") or {}
+    arguments = model.get("init_args") or {}
+    if "denoiser" not in arguments:
+        raise UserError(f"{checkpoint.path} holds no denoiser (its stage is {checkpoint.lineage.get('stage')}); give a checkpoint of a denoiser stage")
+    return dict(arguments)
+
+
+def _level_shift(arguments: dict[str, Any]) -> float:
+    levels = arguments.get("levels") or {}
+    return float((levels.get("init_args") or {}).get("shift", 1.0))
+
+
+def _rest_caption(lineage: dict[str, Any]) -> str:
+    character = lineage.get("character")
+    return instantiate(character, "characters").caption("idle") if character else ""
+
+

@@ -1,0 +1,176 @@
+"""The window engine: a frozen state and a pure step. It serves the offline loop, the live stream and rollouts inside training.
+
+W chunks of n latent frames stand on a noise staircase in front of the memory. A step moves every chunk down one stair, in M micro-steps; the left
+chunk comes out clean, is written to memory, and fresh noise enters at the right. W = 1 is plain chunkwise autoregression.
+Legend: flowact/types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flowact.memory.base import MemoryBank
+from flowact.models.base import Denoiser
+from flowact.schedulers.staircase import Staircase
+from flowact.types import Chunk, ConditionTokens, MemoryView, Segment, WindowLayout, concatenate_chunks
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: v = v(no text, no audio) + scale * (v(conditions) - v(no text, no audio)).
+
+    Scale 1 is no guidance and costs nothing; any other scale costs a second evaluation.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.scale == 1.0 else 2
+
+
+@dataclass(frozen=True)
+class WindowState:
+    """Memory and the chunks in the stream, left (nearly clean) to right (noisy). `emitted` counts chunks that left."""
+
+    memory: Any
+    stream: tuple[Chunk, ...]
+    emitted: int = 0
+
+
+def window_layout(
+    memory: MemoryView, chunks: Sequence[int], *, causal: bool = True, stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
+) -> WindowLayout:
+    """Layout of memory followed by stream chunks of the given lengths, the first at position 0."""
+    segments, position = list(memory.segments), 0
+    for num_frames in chunks:
+        segments.append(Segment("stream", num_frames, position))
+        position += num_frames
+    return WindowLayout(tuple(segments), causal, stream_mask)
+
+
+def predict_velocity(
+    denoiser: Denoiser,
+    memory: MemoryView,
+    stream: Sequence[Chunk],
+    sigma_BK: Tensor,
+    *,
+    causal: bool = True,
+    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional",
+    guidance: Guidance | None = None,
+    drop: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Velocity [B, stream frames, C, H, W] of chunks at noise levels sigma_BK in front of a clean memory.
+
+    `drop` holds boolean masks (text_B, audio_B) of samples that lose a condition.
+    """
+    latents, audio, text = concatenate_chunks(stream)
+    layout = window_layout(memory, [chunk.num_frames for chunk in stream], causal=causal, stream_mask=stream_mask)
+    frames = torch.tensor([chunk.num_frames for chunk in stream], device=latents.device)
+    sigma_stream = sigma_BK.to(latents).repeat_interleave(frames, dim=1)
+    sigma = torch.cat([sigma_stream.new_zeros(latents.shape[0], memory.latents_BFCHW.shape[1]), sigma_stream], dim=1)
+    window = torch.cat([memory.latents_BFCHW, latents], dim=1)
+    conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1))
+    if drop is not None:
+        conditions = conditions.drop(text_B=drop[0], audio_B=drop[1])
+    velocity = denoiser(window, sigma, conditions, layout)
+    if guidance is None or guidance.scale == 1.0:
+        return velocity
+    everything = torch.ones(latents.shape[0], dtype=torch.bool, device=latents.device)
+    without = denoiser(window, sigma, conditions.drop(text_B=everything, audio_B=everything), layout)
+    return without + guidance.scale * (velocity - without)
+
+
+def split_frames(latents_BFCHW: Tensor, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks with their latents replaced by consecutive runs of frames."""
+    runs = latents_BFCHW.split([chunk.num_frames for chunk in chunks], dim=1)
+    return [replace(chunk, latents_BFCHW=run) for chunk, run in zip(chunks, runs, strict=True)]
+
+
+@dataclass(frozen=True)
+class WindowEngine:
+    """The pure step and what it needs.
+
+    Args:
+        denoiser: predicts velocities.
+        bank: memory strategy.
+        staircase: levels of the W chunks.
+        guidance: classifier-free guidance; off for a distilled model.
+        solver: "euler" follows the probability-flow ODE, "renoise" jumps to the clean estimate and adds fresh noise (consistency sampling).
+        stream_mask: see `WindowLayout`.
+    """
+
+    denoiser: Denoiser
+    bank: MemoryBank[Any]
+    staircase: Staircase
+    guidance: Guidance = Guidance()
+    solver: Literal["euler", "renoise"] = "euler"
+    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
+
+    @property
+    def evaluations_per_chunk(self) -> int:
+        """Network evaluations that a chunk sees in its life."""
+        return self.staircase.evaluations_per_chunk * self.guidance.evaluations
+
+    def start(self, reference: Chunk, still: Sequence[Chunk], generator: torch.Generator | None = None) -> WindowState:
+        """State before the first real chunk: the person has been standing still in the reference pose.
+
+        Args:
+            reference: the image latent, F = 1.
+            still: W - 1 chunks of the picture standing still; they are noised to their stairs, and leave the stream unseen.
+            generator: source of the noise.
+
+        Raises:
+            ValueError: not W - 1 still chunks.
+        """
+        expected = self.staircase.num_chunks - 1
+        if len(still) != expected:
+            raise ValueError(f"a staircase of {self.staircase.num_chunks} chunks starts with {expected} still chunks, got {len(still)}")
+        sigma_K = self.staircase.stairs(0.0)
+        stream = tuple(
+            replace(chunk, latents_BFCHW=(1 - sigma) * chunk.latents_BFCHW + sigma * gaussian(chunk.latents_BFCHW, generator))
+            for chunk, sigma in zip(still, sigma_K.tolist(), strict=False)
+        )
+        return WindowState(self.bank.reset(reference), stream, -expected)
+
+    def step(self, state: WindowState, entering: Chunk, generator: torch.Generator | None = None) -> tuple[WindowState, Chunk]:
+        """Let a chunk enter and one leave.
+
+        Args:
+            state: W - 1 chunks in the stream.
+            entering: conditions of the new chunk; its latents are the noise it starts from.
+            generator: source of further noise ("renoise" only).
+
+        Returns:
+            the new state, and the clean chunk that left. While `state.emitted` is negative that chunk is one of the still chunks.
+        """
+        stream = [*state.stream, entering]
+        memory = self.bank.read(state.memory)
+        batch = entering.latents_BFCHW.shape[0]
+        for micro_step in range(self.staircase.micro_steps):
+            now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
+            velocity = predict_velocity(
+                self.denoiser, memory, stream, now_K.expand(batch, -1), stream_mask=self.stream_mask, guidance=self.guidance
+            )
+            stream = [
+                replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
+                for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)
+            ]
+        done = stream[0]
+        return WindowState(self.bank.write(state.memory, done), tuple(stream[1:]), state.emitted + 1), done
+
+    def _descend(self, latents: Tensor, velocity: Tensor, now: float, after: float, generator: torch.Generator | None) -> Tensor:
+        if self.solver == "euler" or after == 0.0:
+            return latents + (after - now) * velocity
+        clean = latents - now * velocity
+        return (1 - after) * clean + after * gaussian(clean, generator)
+
+
+def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard noise of the shape of `like`, drawn on the CPU so that a seed gives the same noise on every device."""
+    return torch.randn(like.shape, generator=generator).to(like)

@@ -1,0 +1,104 @@
+"""Training the small causal video autoencoder. Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowact.autoencoders.causal import CausalVideoAutoencoder
+from flowact.stages.base import AdamW, Stage
+from flowact.types import FrameBatch
+
+
+class AutoencoderTraining(Stage):
+    """Reconstruction with a light Kullback-Leibler term; starts from the principal components of the data.
+
+        loss = mean |y - x| + squared_weight * mean (y - x)^2 + kl_weight * KL(q(z | x) || N(0, 1))
+
+    Args:
+        autoencoder: the trained autoencoder.
+        kl_weight: weight of the divergence, a mean over latent numbers.
+        squared_weight: weight of the squared error.
+        principal_clips: clips that the closed-form start looks at; 0 starts from random weights.
+        optimizer: optimizer and schedule.
+    """
+
+    name = "autoencoder"
+    weights_name = "autoencoder.safetensors"
+
+    def __init__(
+        self,
+        autoencoder: CausalVideoAutoencoder,
+        kl_weight: float = 1e-4,
+        squared_weight: float = 2.0,
+        principal_clips: int = 128,
+        optimizer: AdamW | None = None,
+    ) -> None:
+        super().__init__(optimizer)
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        self.kl_weight = kl_weight
+        self.squared_weight = squared_weight
+        self.principal_clips = principal_clips
+
+    def trained_module(self) -> CausalVideoAutoencoder:
+        """See `Stage.trained_module`."""
+        return self.autoencoder
+
+    def lineage(self) -> dict[str, Any]:
+        """See `Stage.lineage`."""
+        return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.recipe.get("model", {}).get("init_args", {}).get("autoencoder")}
+
+    def on_fit_start(self) -> None:
+        """Start from principal components, on every rank from the same clips."""
+        if not self.principal_clips or self.trainer.ckpt_path or self.ancestors:
+            return
+        frames, found = [], 0
+        for batch in self.trainer.datamodule.loader("train"):  # type: ignore[attr-defined]  # rank 0's clips, whatever this rank is
+            frames.append(batch.frames_BCTHW)
+            found += frames[-1].shape[0]
+            if found >= self.principal_clips:
+                break
+        kept = self.autoencoder.start_from_principal_components(torch.cat(frames).to(self.device))
+        if self.logger is not None:
+            self.logger.log_metrics({"start/variance_kept": kept}, step=0)
+
+    def reconstruction(self, batch: FrameBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstructed frames, mean and log variance, in float32."""
+        mean, log_variance = (x.float() for x in self.autoencoder.posterior(batch.frames_BCTHW))
+        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        frames, _ = self.autoencoder.reconstruct(latents)
+        return frames[:, :, self.autoencoder.temporal_stride - 1 :].float(), mean, log_variance
+
+    def training_step(self, batch: FrameBatch, batch_index: int) -> Tensor:
+        frames, mean, log_variance = self.reconstruction(batch)
+        error = frames - batch.frames_BCTHW
+        absolute, squared = error.abs().mean(), error.square().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = absolute + self.squared_weight * squared + self.kl_weight * divergence
+        self.log_dict({"train/loss": loss, "train/absolute": absolute, "train/psnr": psnr(squared), "train/kl": divergence}, prog_bar=False)
+        return loss
+
+    def validation_step(self, batch: FrameBatch, batch_index: int) -> Tensor:
+        frames, _, _ = self.reconstruction(batch)
+        squared = (frames - batch.frames_BCTHW).square().mean()
+        self.log("val/psnr", psnr(squared), sync_dist=True, batch_size=frames.shape[0])
+        return squared
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Set the latents' statistics, so that `encode` gives zero mean and unit variance per channel."""
+        means = []
+        for index, batch in enumerate(self.trainer.datamodule.loader("train")):  # type: ignore[attr-defined]
+            means.append(self.autoencoder.posterior(batch.frames_BCTHW.to(self.device))[0].float().flatten(0, 1))
+            if index >= 15:
+                break
+        channels_first = torch.cat(means).transpose(0, 1).flatten(1)
+        self.autoencoder.latent_mean.copy_(channels_first.mean(1))
+        self.autoencoder.latent_std.copy_(channels_first.std(1).clamp(min=1e-3))
+
+
+def psnr(squared_error: Tensor) -> Tensor:
+    """Peak signal to noise ratio in dB of frames in [-1, 1]."""
+    return -10 * torch.log10(squared_error / 4)

@@ -1,0 +1,282 @@
+"""What every stage shares: the trained network, its optimizer and schedule, lineage, and where it starts from. Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from flowact.conditioning.dropout import ConditionDropout
+from flowact.errors import UserError
+from flowact.memory.base import MemoryBank
+from flowact.memory.structured import reference_chunk
+from flowact.models.base import Denoiser
+from flowact.sampling.window import gaussian, predict_velocity
+from flowact.schedulers.base import NoiseScheduler
+from flowact.types import Batch, Chunk, MemoryView
+
+if TYPE_CHECKING:
+    from flowact.callbacks.preview import PreviewClip
+
+#: noise levels by which the loss is logged
+LEVEL_BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01))
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Optimizer and schedule of one trained network: linear warm-up, then a cosine to `final_lr` of the peak at the trainer's last step.
+
+    Attributes:
+        lr: peak learning rate.
+        betas: of the moments.
+        weight_decay: on matrices; vectors (biases, norms) have none.
+        warmup_steps: steps of the linear warm-up.
+        final_lr: share of the peak at the end; 1 keeps the rate constant.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    final_lr: float = 0.1
+
+    def build(self, module: nn.Module) -> torch.optim.AdamW:
+        """The optimizer over the trainable parameters of a module."""
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, betas=self.betas, fused=True)
+
+    def rate(self, step: int, total_steps: int) -> float:
+        """Share of the peak rate at a step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Stage(pl.LightningModule):
+    """A training stage: one page that reads like its algorithm box.
+
+    Attributes:
+        recipe: the resolved recipe; set by `flowact fit`, stored in every checkpoint.
+        ancestors: checkpoints that the weights descend from, oldest first.
+    """
+
+    #: name in reports and checkpoints
+    name: str
+    #: file of the trained weights in a checkpoint folder
+    weights_name = "denoiser.safetensors"
+
+    def __init__(self, optimizer: AdamW | None = None) -> None:
+        super().__init__()
+        self.optimizer = optimizer or AdamW()
+        self.recipe: dict[str, Any] = {}
+        self.ancestors: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def trained_module(self) -> nn.Module:
+        """The network whose weights a checkpoint holds."""
+
+    @abstractmethod
+    def lineage(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: stage, latent space, geometry, encoders, ancestors."""
+
+    @property
+    def autoencoder_folder(self) -> Path | None:
+        """Folder of the autoencoder that belongs into a checkpoint, or None."""
+        return None
+
+    def initialise_from(self, path: str | Path) -> None:
+        """Take the weights of an earlier stage's checkpoint (its EMA where it has one); every key must match.
+
+        Raises:
+            UserError: damaged checkpoint, other keys or shapes, or another latent space, chunk size, frame rate or encoder.
+        """
+        from flowact.checkpoints import load_into, open_checkpoint
+
+        checkpoint = open_checkpoint(Path(path))
+        self._parent_lineage = checkpoint.lineage
+        load_into(self.trained_module(), checkpoint.weights(ema=True))
+        own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}
+        self.ancestors = [*checkpoint.lineage.get("ancestors", []), own]
+
+    def configure_optimizers(self) -> Any:
+        total_steps = self.trainer.max_steps
+        if total_steps < 1:
+            raise UserError(f"trainer.max_steps is {total_steps}; stages train by steps, set it to the number of optimizer steps")
+        optimizer = self.optimizer.build(self.trained_module())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.rate(step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class DenoiserStage(Stage):
+    """A stage that trains a denoiser on windows of encoded clips.
+
+    Args:
+        denoiser: the trained network.
+        memory: strategy that turns history into memory.
+        levels: noise levels of the stream's chunks in training.
+        chunk_frames: n, latent frames of a chunk.
+        num_chunks: W, chunks of the stream.
+        dropout: condition dropout for classifier-free guidance.
+        optimizer: optimizer and schedule.
+        allow_lineage: names of lineage entries that may differ from the checkpoint named by `init_from`.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        memory: MemoryBank,
+        levels: NoiseScheduler,
+        chunk_frames: int = 3,
+        num_chunks: int = 3,
+        dropout: ConditionDropout | None = None,
+        optimizer: AdamW | None = None,
+        allow_lineage: Sequence[str] = (),
+    ) -> None:
+        super().__init__(optimizer)
+        self.denoiser = denoiser
+        self.memory = memory
+        self.levels = levels
+        self.chunk_frames = chunk_frames
+        self.num_chunks = num_chunks
+        self.dropout = dropout or ConditionDropout()
+        self.allow_lineage = tuple(allow_lineage)
+        self._parent_lineage: Mapping[str, Any] | None = None
+
+    def trained_module(self) -> Denoiser:
+        """See `Stage.trained_module`."""
+        return self.denoiser
+
+    def lineage(self) -> dict[str, Any]:
+        """See `Stage.lineage`."""
+        data = self._data().lineage
+        return {"stage": self.name, "chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "ancestors": self.ancestors, **data}
+
+    @property
+    def autoencoder_folder(self) -> Path | None:
+        """See `Stage.autoencoder_folder`."""
+        return Path(self._data().conditions["autoencoder_path"])
+
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def history_frames(self) -> int:
+        """Latent frames of history that the stage needs before the stream."""
+        return self.memory.history_chunks * self.chunk_frames
+
+    def setup(self, stage: str) -> None:
+        """Check that data, denoiser and parent checkpoint agree, before any long work starts."""
+        from flowact.checkpoints import check_compatible
+
+        data = self._data()
+        conditions = data.conditions
+        wanted = {
+            "latent channels": (conditions["latent_shape"][0], self.denoiser.latent_channels, "denoiser.latent_channels"),
+            "text width": (conditions["text_shape"][-1], self.denoiser.text_width, "denoiser.text_width"),
+            "audio width": (conditions["audio_shape"][-1], self.denoiser.audio_width, "denoiser.audio_width"),
+            "stream frames": (data.window_frames, self.num_chunks * self.chunk_frames, "data.window_frames = num_chunks * chunk_frames"),
+            "history frames": (data.history_frames, self.history_frames, "data.history_frames = memory.history_chunks * chunk_frames"),
+        }
+        wrong = [f"{name}: the data has {have}, the stage wants {want} (set {key})" for name, (have, want, key) in wanted.items() if have != want]
+        if wrong:
+            raise UserError(f"{type(self).__name__} does not fit its data: {'; '.join(wrong)}")
+        if self._parent_lineage is not None:
+            check_compatible(self._parent_lineage, self.lineage(), allow=self.allow_lineage)
+
+    def chunks(self, batch: Batch, first: int, count: int) -> list[Chunk]:
+        """Consecutive chunks of a batch's windows; each has the caption in force at its middle frame."""
+        samples = torch.arange(batch.latents_BFCHW.shape[0], device=batch.latents_BFCHW.device)
+        chunks = []
+        for k in range(count):
+            start = first + k * self.chunk_frames
+            end = start + self.chunk_frames
+            caption_B = batch.text_index_BF[:, (start + end) // 2]
+            chunks.append(Chunk(batch.latents_BFCHW[:, start:end], batch.audio_BFAD[:, start:end], batch.text_BNLD[samples, caption_B]))
+        return chunks
+
+    def history(self, batch: Batch) -> list[Chunk]:
+        """The chunks before the stream, clean."""
+        return self.chunks(batch, 0, self.memory.history_chunks)
+
+    def stream(self, batch: Batch) -> list[Chunk]:
+        """The stream's chunks, clean."""
+        return self.chunks(batch, self.history_frames, self.num_chunks)
+
+    @torch.no_grad()
+    def remember(self, batch: Batch, history: Sequence[Chunk]) -> MemoryView:
+        """Memory after history was written: the same `write` that the live stream uses, so train and test cannot differ."""
+        like = self.stream(batch)[0]
+        state = self.memory.reset(reference_chunk(batch.reference_BFCHW, like))
+        for chunk in history:
+            state = self.memory.write(state, chunk)
+        return self.memory.read(state)
+
+    def memory_of(self, batch: Batch) -> MemoryView:
+        """Memory that the stream is trained in front of."""
+        return self.remember(batch, self.history(batch))
+
+    def flow_matching(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """One flow matching evaluation on the stream.
+
+        Returns:
+            squared velocity error per frame error_BF, levels sigma_BF, and the mean loss.
+        """
+        stream = self.stream(batch)
+        clean = torch.cat([chunk.latents_BFCHW for chunk in stream], dim=1)
+        sigma_BK = self.levels.sample(clean.shape[0], len(stream)).to(clean)
+        sigma_BF = sigma_BK.repeat_interleave(self.chunk_frames, dim=1)
+        noise = gaussian(clean)
+        sigma = sigma_BF[:, :, None, None, None]
+        noisy = (1 - sigma) * clean + sigma * noise
+        runs = noisy.split(self.chunk_frames, dim=1)
+        inputs = [replace(chunk, latents_BFCHW=run) for chunk, run in zip(stream, runs, strict=True)]
+        drop = self.dropout.masks(clean.shape[0]) if self.training else None
+        if drop is not None:
+            drop = (drop[0].to(clean.device), drop[1].to(clean.device))
+        velocity = predict_velocity(self.denoiser, self.memory_of(batch), inputs, sigma_BK, causal=self.causal, drop=drop)
+        error_BF = (velocity - (noise - clean)).square().mean(dim=(2, 3, 4))
+        return error_BF, sigma_BF, error_BF.mean()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        error_BF, sigma_BF, loss = self.flow_matching(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_by_level("train", error_BF, sigma_BF)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # the same levels and noise at every validation: a smooth curve
+            torch.manual_seed(batch_index)
+            error_BF, sigma_BF, loss = self.flow_matching(batch)
+        self.log("val/loss", loss, sync_dist=True, batch_size=error_BF.shape[0])
+        self.log_by_level("val", error_BF, sigma_BF)
+        return loss
+
+    def log_by_level(self, split: str, error_BF: Tensor, sigma_BF: Tensor) -> None:
+        """Log the mean error per bin of noise levels; bins that nothing fell into are left out."""
+        if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):
+            return
+        error_BF = error_BF.detach()
+        for low, high in LEVEL_BINS:
+            inside = (sigma_BF >= low) & (sigma_BF < high)
+            if inside.any():
+                self.log(f"{split}/loss_sigma_{low:.2f}", error_BF[inside].mean(), batch_size=error_BF.shape[0])
+
+    def preview_clips(self, seconds: float, num_clips: int) -> list[PreviewClip]:
+        """Short streamed clips of the validation set, for the eye and the ear."""
+        from flowact.stages.preview import stream_preview
+
+        return stream_preview(self, seconds, num_clips)

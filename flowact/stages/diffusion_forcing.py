@@ -1,0 +1,59 @@
+"""Chunkwise diffusion forcing: the base model becomes a stream with memory (FlowAct-R1, Figure 2, second panel). Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from flowact.conditioning.dropout import ConditionDropout
+from flowact.memory.base import MemoryBank
+from flowact.memory.structured import StructuredMemory
+from flowact.models.base import Denoiser
+from flowact.schedulers.base import NoiseScheduler
+from flowact.schedulers.forcing import MixedLevels
+from flowact.stages.base import AdamW, DenoiserStage
+from flowact.types import Batch, Chunk
+
+
+class ChunkwiseDiffusionForcing(DenoiserStage):
+    """Each chunk of the stream has its own noise level; memory is clean, never sees the stream, and carries no loss.
+
+        levels_K ~ staircase or independent;   loss = mean over the stream's frames of | v - (eps - x0) |^2
+
+    Args:
+        denoiser: the trained network.
+        memory: memory strategy; training writes ground-truth history to it as the live stream writes what it made.
+        levels: noise levels per chunk; which law the paper uses is not stated, so the default mixes two.
+        chunk_frames: n, latent frames of a chunk.
+        num_chunks: W, chunks of the stream.
+        start: probability that a training step's memory holds only the reference and a random part of the history, as in a stream's first seconds.
+        dropout: condition dropout.
+        optimizer: optimizer and schedule.
+        allow_lineage: see `DenoiserStage`.
+    """
+
+    name = "diffusion_forcing"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        memory: MemoryBank | None = None,
+        levels: NoiseScheduler | None = None,
+        chunk_frames: int = 3,
+        num_chunks: int = 3,
+        start: float = 0.2,
+        dropout: ConditionDropout | None = None,
+        optimizer: AdamW | None = None,
+        allow_lineage: Sequence[str] = (),
+    ) -> None:
+        super().__init__(denoiser, memory or StructuredMemory(), levels or MixedLevels(), chunk_frames, num_chunks, dropout, optimizer, allow_lineage)
+        self.start = start
+
+    def history(self, batch: Batch) -> list[Chunk]:
+        """The chunks before the stream; sometimes only the last few, so that memory is partly filled."""
+        chunks = super().history(batch)
+        if self.training and chunks and float(torch.rand(())) < self.start:
+            kept = int(torch.randint(len(chunks), ()))
+            return chunks[len(chunks) - kept :]
+        return chunks
