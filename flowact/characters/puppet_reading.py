@@ -7,7 +7,7 @@ light there.
 While the eyes are closed the head cannot be measured: its channels are NaN, and what is measured relative to the head uses a pose interpolated
 in time. The state is read from hands and roll a few frames later than it is reported for, which makes up for the known delay of the puppet's springs.
 
-Limits, measured on clean pictures of 200 identities, are asserted in tests/characters/test_puppet.py.
+The errors on clean pictures are bounded in tests/characters/test_puppet.py.
 
 Axes: T pixel frames, C colour channels, H W height and width of a window, N measured points.
 """
