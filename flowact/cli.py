@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from flowact.commands.quiet import silence_libraries
 from flowact.errors import UserError, did_you_mean
 
 #: verb -> module of `flowact.commands`, one line of help
@@ -41,7 +42,7 @@ def _common() -> _Parser:
     group = parser.add_argument_group("common options")
     group.add_argument("--plugin", action="append", metavar="FILE", default=[], help="a Python file whose components can be named too (repeatable)")
     group.add_argument("--trust", action="append", metavar="PREFIX", default=[], help="a dotted prefix that class paths may have (repeatable)")
-    group.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    group.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and every message of the libraries")
     group.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="print results and errors only")
     return parser
 
@@ -49,7 +50,7 @@ def _common() -> _Parser:
 def build_parsers(verb: str | None = None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The command line's parser and those of the verbs. Only `verb`'s module is imported; without one, nothing is."""
     parser = _Parser(prog="flowact", description="Train, distil and stream interactive humanoid video models.", allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and every message of the libraries")
     parser.add_argument("--quiet", action="store_true", help="print results and errors only")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
     parsers: dict[str, argparse.ArgumentParser] = {}
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args = _parse(argv)
+        if not debug:
+            silence_libraries()
         if args.trust or args.plugin:
             from flowact import registry
 

@@ -299,7 +299,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     resolved = _resolve(deepcopy(config), origins)
     recipe = Recipe({}, file, tuple(sources), origins, tuple(trust))
     expanded = _located(recipe, registry.expand, resolved)
-    for place, spec in registry.specs(expanded):
+    for place, spec in _located(recipe, lambda: list(registry.specs(expanded))):
         _located(recipe, registry.check_allowed, spec["class_path"], trust, join(place, "class_path"))
     ordered = {section: expanded[section] for section in SECTIONS if section in expanded and section != "vars"}  # resolved, the variables are spent
     return Recipe(ordered, file, recipe.sources, origins, recipe.trusted)

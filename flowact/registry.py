@@ -7,6 +7,7 @@ A spec is the plain mapping `{class_path: ..., init_args: {...}}` that recipes, 
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -240,13 +241,14 @@ def check_allowed(class_path: str, trusted: Sequence[str] = (), at: str = "class
     Raises:
         UserError: not a dotted path, or outside.
     """
+    place = f"{at}: " if at else ""
     if not isinstance(class_path, str) or not all(part.isidentifier() for part in class_path.split(".")):
-        raise UserError(f"{at}: {class_path!r} is not the name of a class; write a name from `flowact list` or a dotted path")
+        raise UserError(f"{place}{class_path!r} is not the name of a class; write a name from `flowact list` or a dotted path")
     if _is_under(class_path, allowed_prefixes(trusted)):
         return
     hint = did_you_mean(class_path, [c.class_path for c in components()])
     hint = hint if hint.startswith(" Did") else ""
-    raise UserError(f"{at}: {refusal(class_path)}.{hint}")
+    raise UserError(f"{place}{refusal(class_path)}.{hint}")
 
 
 def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_path") -> type:
@@ -256,27 +258,28 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
         UserError: outside the allow-list (before any import), import fails, no such class, or an alias of something outside.
     """
     check_allowed(class_path, trusted, at)
+    place = f"{at}: " if at else ""
     owner = next((c for c in components() if c.class_path == class_path), None)
     who = f"{owner.name} of {owner.origin}" if owner else class_path
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
-        raise UserError(f"{at}: '{class_path}' names a module, not a class")
+        raise UserError(f"{place}'{class_path}' names a module, not a class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if _is_under(module_name, [missing]):
             hint = did_you_mean(class_path, [c.class_path for c in components()])
-            raise UserError(f"{at}: {who}: there is no module '{missing}'.{hint}") from error
-        raise UserError(f"{at}: {who} needs the package '{missing}', which is not installed") from error
+            raise UserError(f"{place}{who}: there is no module '{missing}'.{hint}") from error
+        raise UserError(f"{place}{who} needs the package '{missing}', which is not installed") from error
     except Exception as error:
-        raise UserError(f"{at}: {who} fails at import: {type(error).__name__}: {error}") from error
+        raise UserError(f"{place}{who} fails at import: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if found is None:
         names = [n for n, v in vars(module).items() if inspect.isclass(v) and not n.startswith("_")]
-        raise UserError(f"{at}: {who}: module {module_name} has no class '{name}'.{did_you_mean(name, names)}")
+        raise UserError(f"{place}{who}: module {module_name} has no class '{name}'.{did_you_mean(name, names)}")
     if not inspect.isclass(found):
-        raise UserError(f"{at}: '{class_path}' is a {type(found).__name__}, not a class")
+        raise UserError(f"{place}'{class_path}' is a {type(found).__name__}, not a class")
     check_allowed(f"{found.__module__}.{found.__qualname__}".replace(".<locals>", ""), trusted, at)
     return found
 
@@ -288,7 +291,7 @@ def load(name: str, kind: str | None = None) -> type:
         UserError: unknown or clashing name, failing import (names the distribution), wrong base class, abstract methods left.
     """
     component = resolve(name, kind)
-    cls = load_class(component.class_path, at=name)
+    cls = load_class(component.class_path, at="")
     check_component(cls, component)
     return cls
 
@@ -386,12 +389,19 @@ def expand(node: Any, at: str = "") -> Any:
 
 
 def specs(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every spec inside `node` with its dotted place, innermost first."""
+    """Every spec inside `node` with its dotted place, innermost first.
+
+    Raises:
+        UserError: a mapping that means to be a spec but has no `class_path`.
+    """
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from specs(value, f"{at}.{key}".lstrip("."))
         if "class_path" in node:
             yield at, node
+        elif wrong := next((key for key in node if difflib.get_close_matches(str(key), SPEC_KEYS, cutoff=0.8)), None):
+            hint = did_you_mean(str(wrong), SPEC_KEYS) if wrong not in SPEC_KEYS else ""
+            raise UserError(f"{join(at, str(wrong))}: a component has a class_path.{hint}")
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
             yield from specs(value, f"{at}[{i}]")

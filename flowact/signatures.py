@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -86,7 +87,21 @@ def _explain(error: Exception, cls: type, parser: ArgumentParser, at: str) -> Us
     key_match = re.match(r'\s*Parser key "it\.?([^"]*)":?\s*', text)
     place = join(at, key_match[1]) if key_match else at
     body = text[key_match.end() :] if key_match else text
-    return UserError(f"{place}: {refusal(denied[1]) if denied else one_line(body)}")
+    if denied:
+        return UserError(f"{place}: {refusal(denied[1])}")
+    # nested specs were checked before, so a class named here is one that a mapping without class_path stands for, such as a dataclass
+    nested = re.search(r"""Problem with given class_path '([^']+)':\s+(?:Option '([^']+)' is not accepted|Parser key "([^"]+)":\s+([^\n]+))""", body)
+    if nested and nested[2]:
+        _, names = class_parser(_imported(nested[1]))
+        return UserError(f"{join(place, nested[2])}: there is no '{nested[2]}' here.{did_you_mean(nested[2], names)}")
+    if nested:
+        return UserError(f"{join(place, nested[3])}: {one_line(nested[4])}")
+    return UserError(f"{place}: {one_line(body)}")
+
+
+def _imported(class_path: str) -> type:
+    module, _, name = class_path.rpartition(".")
+    return getattr(sys.modules[module], name)
 
 
 def refusal(class_path: str) -> str:
@@ -102,13 +117,12 @@ def one_line(text: str) -> str:
     """One line of what jsonargparse says over many: the expectations of a union side by side, the value once."""
     value = re.search(r"Given value: (?!Namespace\()(.*)\Z", text, re.DOTALL)
     if "Errors:" in text:
-        body = text.partition("Errors:")[2].partition("Given value type:")[0]
+        body = re.sub(r"Subclass types expect one of:(?:\n\s*- a .*)*", "", text.partition("Errors:")[2].partition("Given value type:")[0])
         reasons = [" ".join(part.split()) for part in re.split(r"\n\s*- ", "\n" + body) if part.strip()]
     else:
-        reasons = [" ".join(text.split())]
+        reasons = [" ".join(re.sub(r"Subclass types expect one of:[\s\S]*", "", text).split())]
     cleaned = []
     for reason in reasons:
-        reason = re.sub(r"Subclass types expect one of.*", "", reason)
         reason = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", reason)
         reason = re.sub(r"^Expected an? ", "expected ", reason)
         reason = re.sub(r"\bcollections\.abc\.|\btyping\.", "", reason).strip().rstrip(".")

@@ -245,6 +245,9 @@ def test_the_toy_recipe_passes_and_stores_full_paths(toy):
             r"^model\.init_args\.memory\.init_args\.num_long \(command line\): expected int\. Got value: 2\.5",
         ),
         ("model.init_args.rates.slwo=3", r"^model\.init_args\.rates\.slwo \(command line\): .*Did you mean slow\?"),
+        ("model.init_args.decay.rte=3", r"^model\.init_args\.decay\.rte \(command line\): .*Did you mean rate\?"),
+        ("model.init_args.decay.rate=abc", r"^model\.init_args\.decay\.rate \(command line\): expected float"),
+        ("model.init_args.decay=5", r"^model\.init_args\.decay \(command line\): .*Got value: 5"),
         ("model.init_args.rates.slow=abc", r"^model\.init_args\.rates\.slow \(command line\): expected float"),
         ("model.init_args.memory.init_args.inner=canary_module.Thing", "outside flowact"),
         (
@@ -276,14 +279,12 @@ def misspelt(name: str) -> str:
 
 
 def mutations(node: object, path: tuple = ()) -> Iterator[tuple]:
-    """Paths of the keys whose spelling means something: not the free names of callbacks, nor keys inside a free mapping argument."""
+    """Paths of all keys but the names of callbacks, which are free."""
     if isinstance(node, dict):
         for key, value in node.items():
-            place = (*path, key)
-            if path not in (("trainer", "callbacks"),):
-                yield place
-            if not (key not in ("init_args",) and path and path[-1] == "init_args" and isinstance(value, dict) and "class_path" not in value):
-                yield from mutations(value, place)
+            if path != ("trainer", "callbacks"):
+                yield (*path, key)
+            yield from mutations(value, (*path, key))
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from mutations(value, (*path, i))

@@ -224,6 +224,8 @@ def test_instantiate_builds_nested_components(toy):
             r"^init_args\.inner: .*HashedText.* subclass of MemoryBank",
         ),
         ({"class_path": "ToyBank", "init_arg": {}}, r"^init_arg: .*Did you mean init_args\?"),
+        ({"class_path": "ToyBank", "init_args": {"inner": {"class_pth": "ToyBank"}}}, r"^init_args\.inner\.class_pth: .*Did you mean class_path"),
+        ({"class_path": "ToyBank", "init_args": {"inner": {"init_args": {}}}}, r"^init_args\.inner\.init_args: a component has a class_path"),
         ({"class_path": "ToyBank", "dict_kwargs": {}}, "^dict_kwargs: a component has class_path and init_args only"),
         ({"class_path": "ToyBank", "init_args": [1]}, "init_args"),
         ({"class_path": "OtherBank", "init_args": {"width": -1.0}}, r"^OtherBank: width -1\.0 is not positive"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,31 +70,6 @@ class _RecipeCLI(LightningCLI):
         """Off: hyper-parameters of a checkpoint would override recipe and command line."""
 
 
-def silence_libraries() -> None:
-    """Hide library messages that a user of FlowAct can do nothing about."""
-    for message in (
-        r".*does not have many workers.*",
-        r".*is deprecated.*",
-        r".*`LightningCLI`'s? args parameter.*",
-        r".*Consider setting `persistent_workers.*",
-        r".*GPU available but not used.*",
-        r".*pkg_resources.*",
-        r".*isinstance\(treespec, LeafSpec\).*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("DeepSpeed", "torch.distributed", "numexpr", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(_is_not_advertisement)
-
-
-def _is_not_advertisement(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not any(words in text for words in ("Tip:", "litlogger", "litmodels", "TPU available", "HPU available", "IPU available"))
-
-
 def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     """Check a recipe and build what it names, with every random generator seeded.
 
@@ -104,7 +78,6 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     Raises:
         UserError: a mistake in the recipe, or a constructor that refuses its arguments.
     """
-    silence_libraries()
     check_recipe(recipe)
     seed_everything(recipe.config["seed"], workers=True, verbose=False)
     if quiet:

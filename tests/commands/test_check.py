@@ -43,3 +43,13 @@ def test_check_json_of_a_good_recipe(toy, capsys):
 def test_check_without_a_recipe_says_so(capsys):
     assert cli.main(["check", "a=1"]) == 2
     assert "check needs a recipe" in capsys.readouterr().err
+
+
+def test_trust_opens_the_allow_list_for_one_prefix(toy, canary, capsys):
+    argv = ["check", str(toy / "toy.yaml"), "trainer.callbacks.early={class_path: canary_module.Thing}"]
+    assert cli.main(argv) == 2
+    assert "--trust canary_module" in capsys.readouterr().err
+    assert not canary.exists()
+    assert cli.main([*argv, "--trust", "canary_module"]) == 2
+    assert canary.exists()
+    assert "Callback" in capsys.readouterr().err  # imported now, and found to be no callback

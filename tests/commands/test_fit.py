@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import torch
 
 from flowact import cli
 from flowact.checkpoints import write_checkpoint
-from flowact.commands.build import build, engine_of
+from flowact.commands import fit as fit_command
+from flowact.commands.build import Run, build, engine_of
 from flowact.errors import UserError
 from flowact.recipe import load_recipe
 
@@ -134,3 +138,34 @@ def test_validate_prints_metrics(toy, capsys):
     assert cli.main([*argv, "--checkpoint", "some/folder"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{") :])["val/loss"] >= 0
+
+
+@pytest.mark.parametrize(("interrupted", "raised"), [(True, KeyboardInterrupt), (False, SystemExit)])
+def test_an_interrupted_training_is_an_interrupt(interrupted, raised):
+    class Trainer:
+        def fit(self, *args: object, **kwargs: object) -> None:
+            raise SystemExit(1)
+
+    Trainer.interrupted = interrupted
+    with pytest.raises(raised):
+        fit_command._fit(Run(recipe=None, trainer=Trainer(), stage=None, data=None), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [[sys.executable, "-m", "flowact"], ["flowact"]], ids=["module", "script"])
+def test_two_processes_start_themselves(toy, tmp_path, program):
+    witness = tmp_path / "witness.txt"
+    argv = [
+        "fit",
+        "--config",
+        str(toy / "toy.yaml"),
+        "--plugin",
+        str(toy / "toy.py"),
+        NO_EARLY,
+        "--quiet",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+    ]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([*program, *argv, f"trainer.callbacks.progress.init_args.path={witness}"], check=True, env=environment, timeout=240)
+    assert witness.read_text().splitlines() == ["2 4 4", "2 4 4"]

@@ -58,7 +58,7 @@ def test_describe_json_marks_required_arguments_and_plain_defaults(toy, capsys):
     assert arguments["rates"]["default"] == {"slow": 1e-3, "fast": 1e-2}
     assert yaml.safe_load(record["example"]) == {
         "class_path": "ToyStage",
-        "init_args": {"memory": "???", "width": "???", "rates": {"slow": 1e-3, "fast": 1e-2}, "mode": "plain"},
+        "init_args": {"memory": "???", "width": "???", "rates": {"slow": 1e-3, "fast": 1e-2}, "mode": "plain", "decay": None},
     }
     assert (record["kind"], record["base"]) == ("stages", "Stage")
 

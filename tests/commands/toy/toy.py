@@ -64,10 +64,17 @@ class Rates:
 DEFAULT_RATES = Rates()
 
 
+@dataclass(frozen=True)
+class Decay:
+    """How rates fall."""
+
+    rate: float = 0.1
+
+
 class ToyStage(_Stage):
     """Fits a line."""
 
-    def __init__(self, memory: _MemoryBank, width: int, rates: Rates = DEFAULT_RATES, mode: str = "plain") -> None:
+    def __init__(self, memory: _MemoryBank, width: int, rates: Rates = DEFAULT_RATES, mode: str = "plain", decay: Decay | None = None) -> None:
         super().__init__()
         self.memory, self.rates, self.mode = memory, rates, mode
         self.linear = torch.nn.Linear(width, 1)

@@ -1,0 +1,56 @@
+"""Every folder under plugins/ is a distribution that registers what it says, and passes its own tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flowact import registry
+
+PLUGINS = sorted(path.parent for path in (Path(__file__).parents[2] / "plugins").glob("*/pyproject.toml"))
+
+
+@pytest.fixture(params=PLUGINS, ids=lambda path: path.name)
+def plugin(request, install):
+    """A plugin's project table, installed from its source for the test."""
+    project = tomllib.loads((request.param / "pyproject.toml").read_text())["project"]
+    points = {group.removeprefix("flowact."): names for group, names in project["entry-points"].items()}
+    files = {path.relative_to(request.param / "src").as_posix(): path.read_text() for path in (request.param / "src").rglob("*.py")}
+    for component in registry.components():
+        if component.distribution == project["name"]:
+            return request.param, project  # installed already
+    install(project["name"], points, files, project["version"])
+    return request.param, project
+
+
+def test_what_it_registers_loads_as_what_it_says(plugin):
+    _, project = plugin
+    names = [(group.removeprefix("flowact."), name) for group, entries in project["entry-points"].items() for name in entries]
+    assert names
+    for kind, name in names:
+        component = registry.resolve(name, kind)
+        assert component.distribution == project["name"]
+        assert registry.summary(component)
+        assert registry.load(name, kind).__name__ == name
+        assert registry.instantiate({"class_path": name}, kind)
+
+
+def test_it_has_a_readme_that_names_its_components(plugin):
+    folder, project = plugin
+    readme = (folder / "README.md").read_text()
+    assert all(name in readme for entries in project["entry-points"].values() for name in entries)
+    assert folder.name in (folder.parent / "README.md").read_text()
+
+
+def test_its_own_tests_pass(plugin):
+    folder, _ = plugin
+    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(folder / "pyproject.toml"), str(folder / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
