@@ -1,0 +1,10 @@
+"""Lightning callbacks: checkpoints and resuming, moving average, speed, progress, previews, a guard against NaN."""
+
+from flowact.callbacks.checkpoint import CheckpointFolder
+from flowact.callbacks.ema import ExponentialMovingAverage
+from flowact.callbacks.guard import NonFiniteGuard
+from flowact.callbacks.preview import PreviewClip, StreamPreview
+from flowact.callbacks.progress import StepProgress
+from flowact.callbacks.throughput import Throughput
+
+__all__ = ["CheckpointFolder", "ExponentialMovingAverage", "NonFiniteGuard", "PreviewClip", "StepProgress", "StreamPreview", "Throughput"]

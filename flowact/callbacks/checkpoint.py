@@ -6,10 +6,11 @@ import copy
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,11 +18,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flowact.callbacks.ema import ExponentialMovingAverage
+from flowact.callbacks.ema import moving_average
 from flowact.callbacks.randomness import seed_generators
 from flowact.checkpoints import SCHEMA, check_replaceable, check_writable, remove_unfinished, write_checkpoint
 from flowact.errors import UserError
 from flowact.strategies import full_fp32_weights
+
+if TYPE_CHECKING:
+    from flowact.stages.base import Stage
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +75,11 @@ class CheckpointFolder(Checkpoint):
     # --- when -----------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _agree(trainer, lambda: (check_replaceable(self.folder, str(pl_module.lineage()["stage"])), remove_unfinished(self.folder)))
+        def prepare() -> None:
+            check_replaceable(self.folder, str(cast("Stage", pl_module).lineage()["stage"]))
+            remove_unfinished(self.folder)
+
+        _agree(trainer, prepare)
         if self._seed is None:
             seed = os.environ.get("PL_GLOBAL_SEED")
             self._seed = trainer.strategy.broadcast(int(seed) if seed else secrets.randbits(32))
@@ -166,10 +174,10 @@ class CheckpointFolder(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder. Every process calls it; the first one writes."""
-        average = next((callback for callback in trainer.callbacks if isinstance(callback, ExponentialMovingAverage)), None)
-        weights = full_fp32_weights(pl_module.trained_module())
+        stage, average = cast("Stage", pl_module), moving_average(trainer)
+        weights = full_fp32_weights(stage.trained_module())
         ema = average.averages() if average is not None else {}
-        lineage = {**pl_module.lineage(), "step": trainer.global_step}
+        lineage = {**stage.lineage(), "step": trainer.global_step}
         lineage = {"schema": SCHEMA, **lineage, "versions": _versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
         _agree(trainer, lambda: check_writable(self.folder, str(lineage["stage"]), weights, ema))
 
@@ -178,11 +186,11 @@ class CheckpointFolder(Checkpoint):
                 self.folder,
                 weights=weights,
                 ema=ema,
-                recipe=pl_module.recipe,
+                recipe=stage.recipe,
                 lineage=lineage,
-                autoencoder_folder=pl_module.autoencoder_folder,
+                autoencoder_folder=stage.autoencoder_folder,
                 engine_saver=trainer.save_checkpoint,
-                weights_name=pl_module.weights_name,
+                weights_name=stage.weights_name,
                 keep=self.keep_last,
             )
 
@@ -192,7 +200,7 @@ class CheckpointFolder(Checkpoint):
         self._saved_step = trainer.global_step
 
 
-def _agree(trainer: Trainer, action: Any) -> None:
+def _agree(trainer: Trainer, action: Callable[[], None]) -> None:
     """Run `action` on the process with rank 0 and raise its error on all of them, so that none waits for the others."""
     problem: Exception | None = None
     if trainer.is_global_zero:

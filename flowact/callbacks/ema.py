@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from flowact.errors import UserError
 from flowact.strategies import gather_values, local_values, scatter_values
+
+if TYPE_CHECKING:
+    from flowact.stages.base import Stage
 
 
 class ExponentialMovingAverage(Callback):
@@ -58,7 +61,7 @@ class ExponentialMovingAverage(Callback):
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        named = [(name, parameter) for name, parameter in pl_module.trained_module().named_parameters() if parameter.requires_grad]
+        named = [(name, parameter) for name, parameter in cast("Stage", pl_module).trained_module().named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self._last_step = trainer.global_step
@@ -126,6 +129,12 @@ class ExponentialMovingAverage(Callback):
     def _overwrite(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self._parameters, values):
             local_values(parameter).copy_(value)
+
+
+def moving_average(trainer: Trainer) -> ExponentialMovingAverage | None:
+    """The trainer's moving average, if it keeps one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, ExponentialMovingAverage)), None)
 
 
 def _saved_averages(engine: str | Path | None, names: list[str]) -> dict[str, Tensor]:

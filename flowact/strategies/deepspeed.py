@@ -189,7 +189,7 @@ class DeepSpeed(DeepSpeedStrategy):
         atexit.register(_leave_process_group)
 
     def teardown(self) -> None:
-        engine = self.model
+        engine: Any = self.model
         if engine is not None and hasattr(engine, "destroy"):
             engine.destroy()  # its gradient hooks would fire in a later fit of the same module
             for parameter in engine.module.parameters():
@@ -203,7 +203,7 @@ class DeepSpeed(DeepSpeedStrategy):
                 else:
                     os.environ[name] = value
 
-    def load_checkpoint(self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load an engine's folder; frozen parameters are not in it and keep the values that the recipe gave them.
 
         Args:
@@ -234,7 +234,7 @@ class DeepSpeed(DeepSpeedStrategy):
         )
         return client_state
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write the engine's folder; every process calls it."""
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if self.is_global_zero:
