@@ -191,6 +191,7 @@ class CheckpointFolder(Checkpoint):
                 autoencoder_folder=stage.autoencoder_folder,
                 engine_saver=trainer.save_checkpoint,
                 weights_name=stage.weights_name,
+                documents=stage.documents(),
                 keep=self.keep_last,
             )
 

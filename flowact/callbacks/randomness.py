@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 _MASK = 0xFFFFFFFF
+_OFFSET = 0x9E3779B9  # keeps the constant of a stream away from the small numbers that indices are
 
 
 def seed_generators(seed: int, stream: int, index: int) -> None:
@@ -18,7 +19,7 @@ def seed_generators(seed: int, stream: int, index: int) -> None:
         stream: which of several independent sequences, such as the process.
         index: place in the sequence, such as the number of the batch. Different places get different seeds.
     """
-    mixed = _mix(index) ^ _mix(_mix(seed) + stream)
+    mixed = _mix(index) ^ _mix(_mix(seed + _OFFSET) + stream)
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
