@@ -125,6 +125,7 @@ def write_checkpoint(
     autoencoder_folder: str | Path | None,
     engine_saver: Callable[[Path], None] | None,
     weights_name: str = "denoiser.safetensors",
+    documents: Mapping[str, str] | None = None,
     keep: int = 1,
 ) -> Path:
     """Write a checkpoint folder beside its place, complete it on disk, then put it there in one step.
@@ -141,6 +142,7 @@ def write_checkpoint(
         autoencoder_folder: copied to `autoencoder/`, or None.
         engine_saver: called with the path `engine` inside the unfinished folder; creates a file or a folder there. Or None.
         weights_name: the weights' file.
+        documents: name -> text of further files.
         keep: checkpoints of the run to keep, the new one included; older ones move to `FOLDER@STEP`.
 
     Raises:
@@ -161,6 +163,8 @@ def write_checkpoint(
             _save_tensors(ema, unfinished / "ema.safetensors")
         (unfinished / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
         (unfinished / "lineage.json").write_text(json.dumps(dict(lineage), indent=2) + "\n", encoding="utf-8")
+        for name, text in (documents or {}).items():
+            (unfinished / name).write_text(text, encoding="utf-8")
         if autoencoder_folder is not None:
             shutil.copytree(autoencoder_folder, unfinished / "autoencoder")
         files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": _sha256(unfinished / name)} for name in _files(unfinished)}

@@ -139,6 +139,19 @@ class CausalVideoAutoencoder(Autoencoder):
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
+    @property
+    def spec(self) -> dict[str, object]:
+        """{class_path, init_args} that builds an autoencoder of this shape."""
+        arguments = {"latent_channels": self.latent_channels, "width": self.width, "num_blocks": self.num_blocks}
+        return {"class_path": type(self).__name__, "init_args": arguments}
+
+    @torch.no_grad()
+    def follow_statistics(self, mean_BFCHW: Tensor, momentum: float = 0.02) -> None:
+        """Move the latents' statistics towards those of a batch of posterior means, so that `encode` gives zero mean and unit variance."""
+        values = mean_BFCHW.detach().float().transpose(0, 2).flatten(1)
+        self.latent_mean.lerp_(values.mean(1), momentum)
+        self.latent_std.lerp_(values.std(1).clamp(min=1e-3), momentum)
+
     def posterior(self, frames_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance [B, F, C, H, W] of the latents, not normalised.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowact.autoencoders import SPEC
 from flowact.autoencoders.causal import CausalVideoAutoencoder
 from flowact.stages.base import AdamW, Stage
 from flowact.types import FrameBatch
@@ -46,9 +48,13 @@ class AutoencoderTraining(Stage):
         """See `Stage.trained_module`."""
         return self.autoencoder
 
+    def documents(self) -> dict[str, str]:
+        """The specification with which `load_autoencoder` rebuilds the network."""
+        return {SPEC: json.dumps(self.autoencoder.spec, indent=2, sort_keys=True) + "\n"}
+
     def lineage(self) -> dict[str, Any]:
         """See `Stage.lineage`."""
-        return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.recipe.get("model", {}).get("init_args", {}).get("autoencoder")}
+        return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.autoencoder.spec}
 
     def on_fit_start(self) -> None:
         """Start from principal components, on every rank from the same clips."""
@@ -73,6 +79,7 @@ class AutoencoderTraining(Stage):
 
     def training_step(self, batch: FrameBatch, batch_index: int) -> Tensor:
         frames, mean, log_variance = self.reconstruction(batch)
+        self.autoencoder.follow_statistics(mean)
         error = frames - batch.frames_BCTHW
         absolute, squared = error.abs().mean(), error.square().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -85,18 +92,6 @@ class AutoencoderTraining(Stage):
         squared = (frames - batch.frames_BCTHW).square().mean()
         self.log("val/psnr", psnr(squared), sync_dist=True, batch_size=frames.shape[0])
         return squared
-
-    @torch.no_grad()
-    def on_train_end(self) -> None:
-        """Set the latents' statistics, so that `encode` gives zero mean and unit variance per channel."""
-        means = []
-        for index, batch in enumerate(self.trainer.datamodule.loader("train")):  # type: ignore[attr-defined]
-            means.append(self.autoencoder.posterior(batch.frames_BCTHW.to(self.device))[0].float().flatten(0, 1))
-            if index >= 15:
-                break
-        channels_first = torch.cat(means).transpose(0, 1).flatten(1)
-        self.autoencoder.latent_mean.copy_(channels_first.mean(1))
-        self.autoencoder.latent_std.copy_(channels_first.std(1).clamp(min=1e-3))
 
 
 def psnr(squared_error: Tensor) -> Tensor:

@@ -96,6 +96,10 @@ class Stage(pl.LightningModule):
         """Folder of the autoencoder that belongs into a checkpoint, or None."""
         return None
 
+    def documents(self) -> dict[str, str]:
+        """Further files of a checkpoint folder: name -> text."""
+        return {}
+
     def initialise_from(self, path: str | Path) -> None:
         """Take the weights of an earlier stage's checkpoint (its EMA where it has one); every key must match.
 

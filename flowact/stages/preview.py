@@ -1,0 +1,83 @@
+"""Streamed previews of a stage on its validation clips. Legend: flowact/types.py."""
+
+from __future__ import annotations
+
+import wave
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from flowact.autoencoders import load_autoencoder
+from flowact.data.shards import open_split
+from flowact.registry import instantiate
+from flowact.sampling.pipeline import Pipeline
+from flowact.schedulers.staircase import Staircase
+from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+
+if TYPE_CHECKING:
+    from flowact.callbacks.preview import PreviewClip
+    from flowact.stages.base import DenoiserStage
+
+#: pixel frame of a clip that the first streamed frame stands for: the image latent describes frame 0
+FIRST_FRAME = 1
+
+
+def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
+    """The pipeline that `generate` would build from the stage's checkpoint, around the live network."""
+    conditions = stage.trainer.datamodule.conditions  # type: ignore[attr-defined]
+    character = conditions["character"]
+    return Pipeline(
+        stage.denoiser,
+        load_autoencoder(conditions["autoencoder_path"]).to(stage.device),
+        instantiate(conditions["encoders"]["text"], "conditioning"),
+        instantiate(conditions["encoders"]["audio"], "conditioning"),
+        stage.memory,
+        Staircase(shift=shift),
+        stage.chunk_frames,
+        rest_caption=instantiate(character, "characters").caption("idle") if character else "",
+    )
+
+
+def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int) -> list[PreviewClip]:
+    """The first validation clips, streamed with their own sound, captions and reference picture."""
+    from flowact.callbacks.preview import PreviewClip
+
+    data: Any = stage.trainer.datamodule  # type: ignore[attr-defined]
+    if data.val is None:
+        return []
+    split = open_split(data.val)
+    num_frames = int(seconds * FRAMES_PER_SECOND)
+    references, sounds, captions, texts = [], [], [], []
+    for clip in split.clips[:num_clips]:
+        metadata = split.decode(clip, "json")
+        references.append(picture(split.decode(clip, "ref.png")))
+        sounds.append(waveform(split.decode(clip, "wav"))[FIRST_FRAME * SAMPLES_PER_FRAME :][: num_frames * SAMPLES_PER_FRAME])
+        timed = [(max(first - FIRST_FRAME, 0), text) for first, last, _, text in metadata["captions"] if last > FIRST_FRAME]
+        captions.append(timed)
+        texts.append("; ".join(f"{first / FRAMES_PER_SECOND:.1f} s {text}" for first, text in timed if first < num_frames))
+    result = preview_pipeline(stage).generate(references, sounds, captions)
+    return [
+        PreviewClip(frames[:num_frames], _fit(sound, len(frames[:num_frames])), text)
+        for frames, sound, text in zip(result.frames, sounds, texts, strict=True)
+    ]
+
+
+def picture(data: bytes) -> torch.Tensor:
+    """(3, H, W) in [-1, 1] of an encoded picture."""
+    from PIL import Image
+
+    pixels = np.array(Image.open(BytesIO(data)).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def waveform(data: bytes) -> np.ndarray:
+    """Mono float32 samples of a 16-bit wav file."""
+    with wave.open(BytesIO(data)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+
+
+def _fit(samples: np.ndarray, num_frames: int) -> np.ndarray:
+    wanted = num_frames * SAMPLES_PER_FRAME
+    return np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
