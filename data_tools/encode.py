@@ -22,7 +22,7 @@ from torch import Tensor
 from data_tools.footage import from_png
 from data_tools.workplace import check_room, locked, progress, remove_unfinished, work
 from flowact import registry
-from flowact.autoencoders.base import Autoencoder
+from flowact.autoencoders import SPEC, WEIGHTS, Autoencoder, latent_space, load_autoencoder
 from flowact.conditioning.base import AudioEncoder, TextEncoder
 from flowact.data.media import decode_sound, decode_video
 from flowact.data.schema import (
@@ -45,7 +45,6 @@ from flowact.types import SAMPLE_RATE
 
 DEFAULT_ENCODERS = {"audio": "LogMel", "text": "HashedText"}
 BASES = {"audio": AudioEncoder, "text": TextEncoder}
-WEIGHTS_FILE, SPEC_FILE = "autoencoder.safetensors", "autoencoder.json"
 AUTOENCODER_FOLDER = "autoencoder"
 _UNBOUNDED = 1 << 62
 
@@ -81,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `flowact-data encode`."""
     parser.add_argument("column", choices=(*COLUMNS, "all"), help="what to encode")
     parser.add_argument("dataset", type=Path, help="folder with dataset.yaml and the shards")
-    parser.add_argument("--autoencoder", type=Path, help=f"folder with {WEIGHTS_FILE} and {SPEC_FILE}; needed for latents")
+    parser.add_argument("--autoencoder", type=Path, help=f"folder with {WEIGHTS} and {SPEC}; needed for latents")
     parser.add_argument("--encoder", nargs="+", metavar=("NAME", "KEY=VALUE"), help="encoder of the one column, e.g. --encoder LogMel num_mels=40")
     parser.add_argument("--audio-encoder", nargs="+", metavar=("NAME", "KEY=VALUE"), help=f"with all (default: {DEFAULT_ENCODERS['audio']})")
     parser.add_argument("--text-encoder", nargs="+", metavar=("NAME", "KEY=VALUE"), help=f"with all (default: {DEFAULT_ENCODERS['text']})")
@@ -140,7 +139,7 @@ def encode_column(dataset: Path, splits: dict[str, Split], recipe: Recipe, jobs:
         if extra:
             raise UserError(f"{folder / name} has shards that the dataset has not ({min(extra)}); the clips were packed anew: delete the column")
         missing += [shard for shard in split.shards if not _is_finished(folder / name / shard.path.name, shard)]
-    if recipe.autoencoder is not None and not (folder / AUTOENCODER_FOLDER / SPEC_FILE).is_file():
+    if recipe.autoencoder is not None and not (folder / AUTOENCODER_FOLDER / SPEC).is_file():
         _copy_autoencoder(recipe.autoencoder, folder / AUTOENCODER_FOLDER)
     if missing:
         first = next(iter(splits.values()))
@@ -184,15 +183,15 @@ def autoencoder_spec(folder: Path) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: not such a folder.
     """
-    for name in (SPEC_FILE, WEIGHTS_FILE):
+    for name in (SPEC, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; --autoencoder takes the folder that training an autoencoder leaves")
     try:
-        values = json.loads((folder / SPEC_FILE).read_bytes())
+        values = json.loads((folder / SPEC).read_bytes())
         spec = {"class_path": values["class_path"], "init_args": values.get("init_args", {})}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / SPEC_FILE} is damaged ({error!r}); copy the autoencoder again") from error
-    return spec, file_sha256(folder / WEIGHTS_FILE)
+        raise UserError(f"{folder / SPEC} is damaged ({error!r}); copy the autoencoder again") from error
+    return spec, file_sha256(folder / WEIGHTS)
 
 
 def reference_frames(frames: int, count: int) -> list[int]:
@@ -210,9 +209,7 @@ def _start(recipe: Recipe, folder: Path) -> None:
     global _job, _encoder
     _job = (recipe, folder)
     if recipe.autoencoder is not None:
-        from flowact.autoencoders import load_autoencoder
-
-        _encoder = load_autoencoder(recipe.autoencoder).to(recipe.device).eval()
+        _encoder = load_autoencoder(recipe.autoencoder).to(recipe.device)
     else:
         _encoder = registry.instantiate(recipe.spec, "conditioning")
 
@@ -303,19 +300,14 @@ def _recipe(column: str, args: argparse.Namespace) -> Recipe:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if column == "latents":
         if args.autoencoder is None:
-            raise UserError(f"encoding latents needs --autoencoder FOLDER, with {WEIGHTS_FILE} and {SPEC_FILE}")
+            raise UserError(f"encoding latents needs --autoencoder FOLDER, with {WEIGHTS} and {SPEC}")
         if args.references < 1:
             raise UserError(f"--references {args.references}: must be at least 1, the clip's own")
         spec, weights = autoencoder_spec(args.autoencoder)
-        return Recipe(column, spec, latent_space_hash(spec, weights), args.autoencoder, weights, args.references, device)
+        return Recipe(column, spec, latent_space(args.autoencoder), args.autoencoder, weights, args.references, device)
     words = (args.encoder if args.column == column else getattr(args, f"{column}_encoder")) or [DEFAULT_ENCODERS[column]]
     spec = encoder_spec(words, column)
     return Recipe(column, spec, registry.spec_hash(spec))
-
-
-def latent_space_hash(spec: dict[str, Any], weights_sha256: str) -> str:
-    """First 8 hex digits that name a latent space: class, constructor arguments and weights."""
-    return registry.spec_hash({**spec, "weights_sha256": weights_sha256})
 
 
 def _is_finished(path: Path, shard: Shard) -> bool:
@@ -364,8 +356,6 @@ def _describe(folder: Path, splits: dict[str, Split], recipe: Recipe) -> ColumnI
                     raise UserError(f"{column.where(clip)}: {suffix} has shape {fixed}, other shards {shapes[suffix]}; pack clips of one --size")  # type: ignore[arg-type]
     strides = {}
     if recipe.autoencoder is not None:
-        from flowact.autoencoders import load_autoencoder
-
         autoencoder = load_autoencoder(recipe.autoencoder)
         strides = {"temporal_stride": autoencoder.temporal_stride, "spatial_stride": autoencoder.spatial_stride}
     info = next(iter(splits.values())).info

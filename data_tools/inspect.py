@@ -73,7 +73,7 @@ class _Latents:
         self.name = folders[0].name
         self.info = read_column(folders[0])
         self.column = split.column(folders[0])
-        self.autoencoder = load_autoencoder(folders[0] / "autoencoder").eval()
+        self.autoencoder = load_autoencoder(folders[0] / "autoencoder")
 
     def frames(self, clip: ClipRef) -> np.ndarray:
         """uint8 (T, H, W, 3)."""

@@ -73,13 +73,13 @@ def open_all(folder: Path) -> list[Split]:
 def describe(split: Split) -> dict[str, Any]:
     """Numbers of a split, as plain values."""
     fps = split.info.fps if split.info else FRAMES_PER_SECOND
-    frames, states = [], Counter()
-    people: dict[str, int] = {}
-    licenses, sizes, captions = Counter(), Counter(), set()
+    frames: list[int] = []
+    states, licenses, sizes, people = (Counter[str]() for _ in range(4))
+    captions: set[str] = set()
     for clip in progress(split.clips, len(split), f"stats {split.name}", "clips"):
         metadata = split.decode(clip, "json")
         frames.append(clip.frames)
-        people[metadata.get("identity", "unknown")] = people.get(metadata.get("identity", "unknown"), 0) + clip.frames
+        people[str(metadata.get("identity", "unknown"))] += clip.frames
         licenses[str((metadata.get("source") or {}).get("license", "unknown"))] += 1
         sizes[f"{metadata.get('width', '?')}x{metadata.get('height', '?')}"] += 1
         parsed = parse_captions(metadata, split.where(clip))

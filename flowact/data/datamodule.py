@@ -384,6 +384,7 @@ class PixelClips:
         self.fps = split.info.fps if split.info else FRAMES_PER_SECOND
         self._cache_bytes = cache_bytes
         self._cache: ByteCache[np.ndarray] | None = None
+        self._frame_bytes = 0
         short = [clip for clip in split.clips if clip.frames < num_frames]
         if short:
             shortest = min(clip.frames for clip in short)
@@ -402,13 +403,12 @@ class PixelClips:
         frames = self._cache.get(window.clip)
         if frames is None:
             video, where = self.split.read(clip, "mp4"), self.split.where(clip)
-            taken = decode_video(video, where, first=first, count=self.num_frames, fps=self.fps)
-            if self._cache.has_room(taken[0].nbytes * clip.frames):
-                frames = decode_video(video, where, count=clip.frames, fps=self.fps)
-                self._cache.put(window.clip, frames, frames.nbytes)
-        else:
-            taken = frames[first : first + self.num_frames]
-        return taken, f"{clip.key}@{first}"
+            if not self._cache.has_room(self._frame_bytes * clip.frames):
+                return decode_video(video, where, first=first, count=self.num_frames, fps=self.fps), f"{clip.key}@{first}"
+            frames = decode_video(video, where, count=clip.frames, fps=self.fps)
+            self._frame_bytes = frames[0].nbytes  # known from the first clip on
+            self._cache.put(window.clip, frames, frames.nbytes)
+        return frames[first : first + self.num_frames], f"{clip.key}@{first}"
 
 
 def collate_frames(samples: Sequence[tuple[np.ndarray, str]]) -> FrameBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def decode_video(data: bytes, where: str, *, first: int = 0, count: int | None =
     import av
 
     frames: list[np.ndarray] = []
+    container: Any
     try:
         with av.open(io.BytesIO(data), format="mp4") as container:  # by name: a probed playlist could open other files
             stream = container.streams.video[0]

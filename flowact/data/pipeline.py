@@ -8,6 +8,7 @@ a run may go on with another number of workers or processes: the same windows ar
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -225,6 +226,9 @@ class ShardLoader(StatefulDataLoader):
         state = self.source.state_dict()
         self._epoch, self._position = state["epoch"], state["position"]
         self._yielded = False
+        if self.num_workers and self._iterator is None:
+            # a forked worker that collected this process's garbage would wait for threads that only exist here (pictures of PyAV own some)
+            gc.collect()
         return self._count(super().__iter__())
 
     def _count(self, batches: Iterator[Any]) -> Iterator[Any]:

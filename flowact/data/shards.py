@@ -248,8 +248,11 @@ class ShardWriter:
 class Shard(Protocol):
     """Samples of one tar, by number."""
 
-    path: Path
-    entries: Sequence[IndexEntry]
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def entries(self) -> Sequence[IndexEntry]: ...
 
     def read(self, sample: int, suffix: str) -> bytes: ...
 

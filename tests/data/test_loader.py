@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 from itertools import islice
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,11 @@ def collate(samples: list) -> list:
 
 def fail(window: Window) -> None:
     raise UserError(f"clip {window.clip} is damaged; copy it again")
+
+
+def read_and_collect(window: Window) -> int:
+    gc.collect()
+    return window.clip
 
 
 def loader(num_workers: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 4, **options) -> ShardLoader:
@@ -155,6 +162,23 @@ def test_the_draws_do_not_touch_global_generators():
     list(loader())
     list(loader())
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.timeout(60)
+def test_workers_do_not_wait_for_threads_that_were_not_forked():
+    """A picture that PyAV converted owns threads; as garbage of this process it must not be collected by a worker, which would wait for ever."""
+    gc.disable()
+    try:
+        for _ in range(4):
+            picture = av.VideoFrame.from_ndarray(np.zeros((720, 1280, 3), np.uint8), format="rgb24")
+            picture.reformat(format="yuv420p")
+            cycle = [picture]
+            cycle.append(cycle)
+        del picture, cycle
+        source = WindowSource(SHARDS, windows_per_clip=5, batch_size=4, seed=3)
+        assert len(list(ShardLoader(source, read_and_collect, collate, 2))) == 8
+    finally:
+        gc.enable()
 
 
 def test_cache_is_bounded():

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_tools.cli import VERBS, main
-from data_tools.encode import latent_space_hash, reference_frames
-from flowact.autoencoders.base import Autoencoder
+from data_tools.encode import reference_frames
+from flowact.autoencoders import Autoencoder, CausalVideoAutoencoder, latent_space, load_autoencoder, save_autoencoder
 from flowact.conditioning.audio import LogMel
 from flowact.conditioning.text import HashedText
-from flowact.data import DatasetInfo, ShardDataModule, ShardIndex, open_split, read_column, read_dataset, write_dataset
+from flowact.data import DatasetInfo, ShardDataModule, ShardIndex, decode_video, open_split, read_column, read_dataset, write_dataset
 from flowact.errors import UserError
 
 
@@ -44,8 +44,10 @@ class MeanAutoencoder(Autoencoder):
 @pytest.fixture
 def autoencoder(tmp_path, monkeypatch) -> Path:
     import flowact.autoencoders
+    from data_tools import encode
 
-    monkeypatch.setattr(flowact.autoencoders, "load_autoencoder", lambda path: MeanAutoencoder(), raising=False)
+    for module in (flowact.autoencoders, encode):
+        monkeypatch.setattr(module, "load_autoencoder", lambda path: MeanAutoencoder())
     folder = tmp_path / "autoencoder"
     folder.mkdir()
     (folder / "autoencoder.json").write_text(json.dumps({"class_path": "CausalVideoAutoencoder", "init_args": {}}))
@@ -134,12 +136,21 @@ def test_encoding_in_processes_gives_the_same_bytes(packed, tmp_path):
     assert columns[0] == columns[1]
 
 
-def test_weights_name_the_latent_space():
-    spec = {"class_path": "CausalVideoAutoencoder", "init_args": {}}
-    assert latent_space_hash(spec, "aa") != latent_space_hash(spec, "bb")
-    assert latent_space_hash(spec, "aa") == latent_space_hash(
-        {"class_path": "flowact.autoencoders.causal.CausalVideoAutoencoder", "init_args": {}}, "aa"
-    )
+def test_latents_travel_with_their_autoencoder(dataset, tmp_path):
+    """A column is named after its latent space, and holds what decodes it; other weights are another column."""
+    for name in ("one", "two"):
+        model = CausalVideoAutoencoder(latent_channels=4, width=8)
+        save_autoencoder(model, {"class_path": "CausalVideoAutoencoder", "init_args": {"latent_channels": 4, "width": 8}}, tmp_path / name)
+        assert main(["encode", "latents", str(dataset), "--autoencoder", str(tmp_path / name)]) == 0
+    columns = {read_column(folder).hash: folder for folder in (dataset / "columns").glob("latents-*")}
+    assert set(columns) == {latent_space(tmp_path / name) for name in ("one", "two")}
+    folder = columns[latent_space(tmp_path / "two")]
+    assert latent_space(folder / "autoencoder") == folder.name[-8:]
+    split = open_split(dataset / "train")
+    stored = torch.from_numpy(split.column(folder).decode(split.clips[0], "latents.npy").astype(np.float32))
+    frames = decode_video(split.read(split.clips[0], "mp4"), "clip")
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    torch.testing.assert_close(stored, load_autoencoder(folder / "autoencoder").encode(pixels)[0].half().float())
 
 
 @pytest.mark.parametrize(
