@@ -65,6 +65,10 @@ class AutocastPrecision(DeepSpeedPrecision):
             return data
         return apply_to_collection(data, function=_convert_fp_tensor, dtype=Tensor, dst_type=self._desired_dtype)
 
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Backward pass through the engine. Lightning has already divided the loss by the number of accumulated batches."""
+        super().backward(tensor, model, optimizer, *args, **{"scale_wrt_gas": False, **kwargs})
+
     def forward_context(self) -> AbstractContextManager:
         """Autocast under "bf16-mixed", the precision's default floating type otherwise."""
         if self.autocasts:

@@ -68,6 +68,9 @@ class TinyStage(LightningModule):
     def lineage(self) -> dict[str, Any]:
         return {"schema": 1, "stage": "tiny", "step": self.global_step, "ancestors": []}
 
+    def documents(self) -> dict[str, str]:
+        return {"notes.txt": "tiny"}
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.fail_at == self.global_step:
             raise RuntimeError("the experiment's own failure")
