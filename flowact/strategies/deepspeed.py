@@ -142,6 +142,7 @@ class DeepSpeed(DeepSpeedStrategy):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
+            "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own log only; loaders of ours have no batch sampler to ask
         }
         super().__init__(
             config=_merge(config, extra or {}),
