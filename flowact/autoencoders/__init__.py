@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from flowact.autoencoders.base import Autoencoder
 from flowact.autoencoders.causal import CausalVideoAutoencoder
+from flowact.autoencoders.diffusers import DiffusersAutoencoder
 from flowact.errors import UserError
 
 WEIGHTS, SPEC = "autoencoder.safetensors", "autoencoder.json"
 
-__all__ = ["Autoencoder", "CausalVideoAutoencoder", "latent_space", "load_autoencoder", "save_autoencoder"]
+__all__ = ["Autoencoder", "CausalVideoAutoencoder", "DiffusersAutoencoder", "latent_space", "load_autoencoder", "save_autoencoder"]
 
 
 def save_autoencoder(autoencoder: Autoencoder, spec: dict[str, object], folder: Path) -> None:
