@@ -22,7 +22,7 @@ class Denoiser(nn.Module, ABC):
 
         Args:
             latents_BFCHW: the whole window in layout order; memory frames are clean.
-            sigma_BF: noise level of each frame in [0, 1]; 0 for memory.
+            sigma_BF: noise level of each frame in [0, 1], float32 whatever the latents are; 0 for memory.
             conditions: text per segment and audio per frame of the layout.
             layout: the window's geometry.
 

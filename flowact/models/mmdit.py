@@ -278,7 +278,8 @@ class MMDiT(Denoiser):
         segments = list(layout.frame_segments)
         kinds = torch.tensor([KINDS.index(layout.segments[s].kind) for s in segments], device=sigma_BF.device)
         text_BFD = self.pooled_text_in(conditions.text_BSLD.mean(2))[:, segments]
-        return self.level_in(level_code(sigma_BF)) + text_BFD + self.pooled_audio_in(conditions.audio_BFAD.flatten(2)) + self.kind(kinds)
+        level_BFD = self.level_in(level_code(sigma_BF).to(self.kind.weight.dtype))
+        return level_BFD + text_BFD + self.pooled_audio_in(conditions.audio_BFAD.flatten(2)) + self.kind(kinds)
 
     def geometry(self, latents_BFCHW: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> Geometry:
         """Attention plan and rotary angles; the same object serves every block."""
@@ -293,7 +294,9 @@ class MMDiT(Denoiser):
 
     def to_patches(self, latents_BFCHW: Tensor) -> Tensor:
         """Tokens [B, F, L, C * patch * patch]."""
-        batch = latents_BFCHW.shape[0]
+        batch, height, width = latents_BFCHW.shape[0], *latents_BFCHW.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"latents of {height}x{width} cells do not divide into patches of side {self.patch}; choose another patch or picture size")
         folded = nnf.pixel_unshuffle(latents_BFCHW.flatten(0, 1), self.patch) if self.patch > 1 else latents_BFCHW.flatten(0, 1)
         return folded.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
@@ -315,7 +318,7 @@ class MMDiT(Denoiser):
 def sine_code(positions: Tensor, width: int, longest: float = 64.0) -> Tensor:
     """Sines and cosines [..., width] at geometric wavelengths up to `longest`."""
     num_pairs = width // 2
-    frequency = torch.exp(-math.log(longest) * torch.arange(num_pairs, device=positions.device) / max(num_pairs - 1, 1))
+    frequency = torch.exp(-math.log(longest) * torch.arange(num_pairs, dtype=torch.float32, device=positions.device) / max(num_pairs - 1, 1))
     angle = positions[..., None] * frequency
     code = torch.cat([angle.sin(), angle.cos()], dim=-1)
     return nnf.pad(code, (0, width - code.shape[-1]))
@@ -323,6 +326,6 @@ def sine_code(positions: Tensor, width: int, longest: float = 64.0) -> Tensor:
 
 def level_code(sigma: Tensor, width: int = 256) -> Tensor:
     """Sine code of noise levels; sigma is stretched to 0..1000, the field's timestep range. Computed in float32: bf16 loses levels."""
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, device=sigma.device) / (width // 2))
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, dtype=torch.float32, device=sigma.device) / (width // 2))
     angle = 1000.0 * sigma.float()[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

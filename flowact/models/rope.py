@@ -24,6 +24,7 @@ def angles(positions_L: Tensor, width: int, theta: float) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # cached during validation, used in training
 def window_rotation(
     layout: WindowLayout, counts: TokenCounts, height: int, width: int, head_width: int, theta: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,8 @@ def predict_velocity(
     latents, audio, text = concatenate_chunks(stream)
     layout = window_layout(memory, [chunk.num_frames for chunk in stream], causal=causal, stream_mask=stream_mask)
     frames = torch.tensor([chunk.num_frames for chunk in stream], device=latents.device)
-    sigma_stream = sigma_BK.to(latents).repeat_interleave(frames, dim=1)
+    # levels stay in float32: bfloat16 latents would round neighbouring levels to one
+    sigma_stream = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1)
     sigma = torch.cat([sigma_stream.new_zeros(latents.shape[0], memory.latents_BFCHW.shape[1]), sigma_stream], dim=1)
     window = torch.cat([memory.latents_BFCHW, latents], dim=1)
     conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1))

@@ -57,7 +57,8 @@ def test_wan_gives_what_diffusers_gives(make, tmp_path):
     frames = 2 * torch.rand(2, 3, 13, 16, 16) - 1
     latents = autoencoder.encode(frames)
     raw = autoencoder.model.encode(frames).latent_dist.mode()
-    mean, std = (torch.tensor(values)[:, None, None, None] for values in (autoencoder.model.config.latents_mean, autoencoder.model.config.latents_std))
+    config = autoencoder.model.config
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std))
     torch.testing.assert_close(latents, ((raw - mean) / std).transpose(1, 2))
     torch.testing.assert_close(autoencoder.decode(latents), autoencoder.model.decode(raw).sample)
 

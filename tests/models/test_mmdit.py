@@ -1,0 +1,272 @@
+"""The denoiser's laws: memory never sees the stream, noise levels per frame, relative positions, prefixes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowact.models.mmdit import MMDiT, level_code, sine_code
+from flowact.testing import check_denoiser
+from flowact.types import ConditionTokens, Segment, WindowLayout
+
+CHANNELS, SIZE, TOKENS, AUDIO = 3, 4, 2, 4
+MEMORY = (Segment("reference", 1, -9), Segment("long", 1, -4), Segment("short", 1, -1))
+
+
+def layout(chunks=(2, 2), memory=MEMORY, **options):
+    stream, position = [], 0
+    for length in chunks:
+        stream.append(Segment("stream", length, position))
+        position += length
+    return WindowLayout((*memory, *stream), **options)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    model = MMDiT(**({"latent_channels": CHANNELS, "text_width": 5, "audio_width": 6, "width": 24, "num_heads": 2, "num_double_blocks": 1,
+                      "num_single_blocks": 2, "mlp_ratio": 2.0} | options))  # fmt: skip
+    with torch.no_grad():  # away from the zeros that modulation and output start with
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def window(layout, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(batch, layout.num_frames, CHANNELS, SIZE, SIZE, generator=generator)
+    sigma_BK = torch.rand(batch, sum(not s.is_memory for s in layout.segments), generator=generator)
+    lengths = torch.tensor([s.num_frames for s in layout.segments if not s.is_memory])
+    sigma = torch.cat([torch.zeros(batch, layout.num_memory_frames), sigma_BK.repeat_interleave(lengths, 1)], dim=1)
+    text = torch.randn(batch, len(layout.segments), TOKENS, 5, generator=generator)
+    audio = torch.randn(batch, layout.num_frames, AUDIO, 6, generator=generator)
+    return latents, sigma, ConditionTokens(text, audio), layout
+
+
+@contextmanager
+def memory_features(model, layout):
+    """Every block's output for the tokens of memory: text, audio and visual."""
+    seen = []
+    segments, frames = sum(s.is_memory for s in layout.segments), layout.num_memory_frames
+
+    def keep(module, arguments, output):
+        condition, visual = output
+        text, audio = condition.split([len(layout.segments) * TOKENS, layout.num_frames * AUDIO], dim=1)
+        seen.extend([text[:, : segments * TOKENS].clone(), audio[:, : frames * AUDIO].clone(), visual[:, :frames].clone()])
+
+    handles = [block.register_forward_hook(keep) for block in (*model.double_blocks, *model.single_blocks)]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def features(model, latents, sigma, conditions, layout):
+    with memory_features(model, layout) as seen, torch.no_grad():
+        model(latents, sigma, conditions, layout)
+    return seen
+
+
+def with_another_stream(latents, sigma, conditions, layout):
+    """The same memory with other latents, levels and conditions in the stream."""
+    frames, segments = layout.num_memory_frames, sum(s.is_memory for s in layout.segments)
+    latents, sigma, text, audio = latents.clone(), sigma.clone(), conditions.text_BSLD.clone(), conditions.audio_BFAD.clone()
+    latents[:, frames:] += 1.0
+    sigma[:, frames:] = 1 - sigma[:, frames:]
+    text[:, segments:] *= -2
+    audio[:, frames:] += 0.5
+    return latents, sigma, ConditionTokens(text, audio), layout
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.sampled_from(["bidirectional", "block_causal"]), st.integers(1, 3))
+def test_memory_never_sees_the_stream(chunks, stream_mask, num_memory):
+    model, inputs = make(), window(layout(tuple(chunks), MEMORY[-num_memory:], stream_mask=stream_mask))
+    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
+    assert len(before) == 9
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_memory_is_the_same_in_front_of_a_longer_stream():
+    short, long = layout((2,)), layout((2, 3))
+    latents, sigma, conditions, _ = window(long)
+    model = make()
+    cut = ConditionTokens(conditions.text_BSLD[:, : len(short.segments)], conditions.audio_BFAD[:, : short.num_frames])
+    for a, b in zip(features(model, latents, sigma, conditions, long), features(model, latents[:, : short.num_frames], sigma[:, : short.num_frames], cut, short), strict=True):  # fmt: skip  # noqa: E501
+        torch.testing.assert_close(a, b)
+
+
+def test_memory_sees_the_stream_with_full_visibility():
+    model, inputs = make(), window(layout(causal=False))
+    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class SharedText(WindowLayout):
+    """The last memory segment stands for text that all segments share: everyone sees it and it sees everyone."""
+
+    def visible(self, query, key):
+        shared = sum(segment.is_memory for segment in self.segments) - 1
+        return query == shared or key == shared or super().visible(query, key)
+
+
+def test_shared_text_would_leak_the_stream_into_memory_after_two_blocks():
+    """Why conditions are owned by segments: the mask alone forbids memory -> stream, yet the stream arrives through the shared tokens."""
+    shared = SharedText(layout().segments)
+    model, inputs = make(), window(shared)
+    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
+    others = 2  # reference and long: the frames before the shared segment
+    visual = [(a[:, :others], b[:, :others]) for a, b in zip(before[2::3], after[2::3], strict=True)]
+    assert torch.equal(*visual[0])
+    assert not torch.equal(*visual[1])
+    assert not torch.equal(*visual[2])
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+def test_block_causal_outputs_equal_those_of_a_prefix(prediction):
+    model = make(prediction=prediction)
+    whole = layout((2, 1, 3), stream_mask="block_causal")
+    latents, sigma, conditions, _ = window(whole)
+    with torch.no_grad():
+        velocity = model(latents, sigma, conditions, whole)
+        for kept in (1, 2):
+            prefix = layout((2, 1, 3)[:kept], stream_mask="block_causal")
+            frames = prefix.num_frames
+            cut = ConditionTokens(conditions.text_BSLD[:, : len(prefix.segments)], conditions.audio_BFAD[:, :frames])
+            torch.testing.assert_close(model(latents[:, :frames], sigma[:, :frames], cut, prefix), velocity[:, : prefix.num_stream_frames], atol=1e-5, rtol=1e-4)  # fmt: skip  # noqa: E501
+
+
+def test_bidirectional_chunks_see_later_chunks():
+    model = make()
+    latents, sigma, conditions, whole = window(layout((2, 2)))
+    later = latents.clone()
+    later[:, -2:] += 1
+    with torch.no_grad():
+        assert not torch.allclose(model(latents, sigma, conditions, whole)[:, :2], model(later, sigma, conditions, whole)[:, :2], atol=1e-4)
+
+
+def test_a_level_per_frame_is_a_level_of_that_frame_alone():
+    """Equal levels per frame are one level per sample: the frame's modulation depends on nothing but its own level, text, sound and kind."""
+    model = make()
+    latents, sigma, conditions, whole = window(layout())
+    one = torch.full_like(sigma, 0.4)
+    vector = model.frame_vector(one, conditions, whole)
+    mixed = torch.where(torch.arange(sigma.shape[1]) == 3, one, sigma)
+    torch.testing.assert_close(model.frame_vector(mixed, conditions, whole)[:, 3], vector[:, 3])
+    assert not torch.allclose(model.frame_vector(mixed, conditions, whole)[:, 4], vector[:, 4])
+    still = ConditionTokens(torch.zeros_like(conditions.text_BSLD), torch.zeros_like(conditions.audio_BFAD))
+    stream = model.frame_vector(one, still, whole)[:, whole.num_memory_frames :]
+    torch.testing.assert_close(stream, stream[:, :1].expand_as(stream))
+
+
+@pytest.mark.parametrize("shift", [-7, 100])
+def test_positions_are_relative(shift):
+    model = make()
+    latents, sigma, conditions, whole = window(layout())
+    moved = replace(whole, segments=tuple(replace(s, position=s.position + shift) for s in whole.segments))
+    stretched = replace(whole, segments=tuple(replace(s, position=2 * s.position) for s in whole.segments))
+    with torch.no_grad():
+        velocity = model(latents, sigma, conditions, whole)
+        torch.testing.assert_close(model(latents, sigma, conditions, moved), velocity, atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(model(latents, sigma, conditions, stretched), velocity, atol=1e-3)
+
+
+def test_samples_of_a_batch_may_be_permuted():
+    model = make(absolute_positions=True)
+    latents, sigma, conditions, whole = window(layout(), batch=4)
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        velocity = model(latents, sigma, conditions, whole)
+        permuted = model(latents[order], sigma[order], ConditionTokens(conditions.text_BSLD[order], conditions.audio_BFAD[order]), whole)
+    torch.testing.assert_close(permuted, velocity[order], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_round_trip(patch):
+    model = make(patch=patch)
+    latents = torch.randn(2, 3, CHANNELS, 4, 8)
+    tokens = model.to_patches(latents)
+    assert tokens.shape == (2, 3, 4 * 8 // patch**2, CHANNELS * patch**2)
+    assert torch.equal(model.from_patches(tokens, latents.shape[-2:]), latents)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"patch": 2}, {"absolute_positions": True}, {"prediction": "sample"}, {"activation": "silu", "query_key_norm": "layer", "initial_gate": 0.5},
+     {"num_single_blocks": 0}, {"num_double_blocks": 0}, {"width": 12, "num_heads": 6}],
+)  # fmt: skip
+def test_every_variant_keeps_the_laws_of_a_denoiser(options):
+    check_denoiser(make(**options))
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+def test_it_starts_as_no_velocity_or_no_picture(prediction):
+    torch.manual_seed(0)
+    model = MMDiT(CHANNELS, 5, 6, width=24, num_heads=2, prediction=prediction)
+    latents, sigma, conditions, whole = window(layout())
+    velocity = model(latents, sigma, conditions, whole)
+    stream = whole.num_memory_frames
+    expected = torch.zeros_like(velocity) if prediction == "velocity" else latents[:, stream:] / sigma[:, stream:, None, None, None].clamp(min=0.05)
+    torch.testing.assert_close(velocity, expected)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = make(patch=2, absolute_positions=True)
+    model(*window(layout())).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_computes_in_bfloat16(training):
+    model = make()
+    latents, sigma, conditions, whole = window(layout())
+    with torch.no_grad():
+        expected = model(latents, sigma, conditions, whole)
+    half = make().bfloat16().requires_grad_(training)
+    found = half(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() / expected.norm() < 0.05
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning's bf16-true does
+    try:
+        assert torch.equal(half(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole), found)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = make().requires_grad_(training)(latents, sigma, conditions, whole)
+    assert (mixed - expected).norm() / expected.norm() < 0.05
+
+
+def test_validation_in_inference_mode_leaves_nothing_behind_that_training_cannot_use():
+    model, inputs = make(), window(layout((1, 2, 1)))
+    with torch.inference_mode():
+        model(*inputs)
+    model(*inputs).sum().backward()
+
+
+def test_level_codes_tell_near_levels_apart_and_bfloat16_would_not():
+    near = torch.tensor([0.9300, 0.9305])
+    assert not torch.allclose(*level_code(near), atol=1e-2)
+    assert torch.equal(*near.bfloat16())
+    assert sine_code(torch.arange(5.0), 7).shape == (5, 7)
+
+
+def test_a_window_that_does_not_fit_names_the_sizes():
+    model, (latents, sigma, conditions, whole) = make(), window(layout())
+    with pytest.raises(ValueError, match=r"latents frames: 6, layout has 7.*"):
+        model(latents[:, 1:], sigma, conditions, whole)
+    with pytest.raises(ValueError, match="noise levels: 3, layout has 7"):
+        model(latents, sigma[:, :3], conditions, whole)
+    short = ConditionTokens(conditions.text_BSLD[:, :2], conditions.audio_BFAD[:, :1])
+    with pytest.raises(ValueError, match="audio frames: 1, layout has 7; text segments: 2, layout has 5"):
+        model(latents, sigma, short, whole)
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        MMDiT(CHANNELS, 5, 6, width=20, num_heads=4)
+    with pytest.raises(ValueError, match="4x4.*patch"):
+        make(patch=3)(*window(layout()))
