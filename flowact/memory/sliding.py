@@ -13,12 +13,17 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
     Args:
         chunks: finished chunks that stay visible.
         chunk_frames: latent frames of a chunk.
-        reference_gap: latent frames between the oldest chunk and the reference.
+        reference_gap: latent frames from the oldest chunk back to the reference.
+
+    Raises:
+        ValueError: a size below 1.
     """
 
     def __init__(self, chunks: int = 1, chunk_frames: int = 3, reference_gap: int = 3) -> None:
         if chunks < 1 or chunk_frames < 1:
             raise ValueError(f"a sliding window needs chunks >= 1 and chunk_frames >= 1, got {chunks} and {chunk_frames}")
+        if reference_gap < 1:
+            raise ValueError(f"reference_gap={reference_gap} puts the reference where another entry stands; choose 1 or more")
         self.chunks = chunks
         self.chunk_frames = chunk_frames
         self.reference_gap = reference_gap

@@ -26,7 +26,7 @@ class MemoryState(TensorRecord):
 
 
 def tail(chunk: Chunk, num_frames: int) -> Chunk:
-    """The last frames of a chunk, or the chunk's last frame repeated in front when it is shorter."""
+    """The last frames of a chunk, with its first frame repeated in front when it is shorter."""
     missing = num_frames - chunk.num_frames
     latents, audio = chunk.latents_BFCHW[:, -num_frames:], chunk.audio_BFAD[:, -num_frames:]
     if missing > 0:
@@ -58,7 +58,10 @@ class StructuredMemory(MemoryBank[MemoryState]):
         short: latent frames of the short memory.
         positions: "elapsed" places entries at their true distance from the stream, "contiguous" next to each other.
         chunk_frames: latent frames of the chunks that are written; sets the elapsed distance.
-        reference_gap: latent frames between the oldest entry and the reference's constant position.
+        reference_gap: latent frames from the oldest entry back to the reference's constant position.
+
+    Raises:
+        ValueError: a size below its least value, or a short memory longer than a chunk.
     """
 
     def __init__(
@@ -71,6 +74,10 @@ class StructuredMemory(MemoryBank[MemoryState]):
     ) -> None:
         if long < 0 or short < 1:
             raise ValueError(f"structured memory needs long >= 0 and short >= 1, got long={long}, short={short}")
+        if short > chunk_frames:
+            raise ValueError(f"short memory is taken from one chunk, but short={short} is more than chunk_frames={chunk_frames}")
+        if reference_gap < 1:
+            raise ValueError(f"reference_gap={reference_gap} puts the reference where another entry stands; choose 1 or more")
         self.long = long
         self.short = short
         self.positions = positions

@@ -296,7 +296,7 @@ class MMDiT(Denoiser):
         """Tokens [B, F, L, C * patch * patch]."""
         batch, height, width = latents_BFCHW.shape[0], *latents_BFCHW.shape[-2:]
         if height % self.patch or width % self.patch:
-            raise ValueError(f"latents of {height}x{width} cells do not divide into patches of side {self.patch}; choose another patch or picture size")
+            raise ValueError(f"latents of {height}x{width} cells do not divide into patches of side {self.patch}; choose another patch")
         folded = nnf.pixel_unshuffle(latents_BFCHW.flatten(0, 1), self.patch) if self.patch > 1 else latents_BFCHW.flatten(0, 1)
         return folded.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 

@@ -17,5 +17,5 @@ class NoiseScheduler(ABC):
 
 
 def shift_levels(sigma: Tensor, shift: float) -> Tensor:
-    """Move levels towards noise: k s / (1 + (k - 1) s) (SD3, equation 23; resolution shift)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+    """Move levels towards noise: k s / (1 + (k - 1) s) (SD3, equation 23; resolution shift). Written so that rounding keeps 1 at 1."""
+    return shift * sigma / (shift * sigma + (1 - sigma))

@@ -151,7 +151,7 @@ def test_bidirectional_chunks_see_later_chunks():
 def test_a_level_per_frame_is_a_level_of_that_frame_alone():
     """Equal levels per frame are one level per sample: the frame's modulation depends on nothing but its own level, text, sound and kind."""
     model = make()
-    latents, sigma, conditions, whole = window(layout())
+    _, sigma, conditions, whole = window(layout())
     one = torch.full_like(sigma, 0.4)
     vector = model.frame_vector(one, conditions, whole)
     mixed = torch.where(torch.arange(sigma.shape[1]) == 3, one, sigma)
@@ -268,5 +268,5 @@ def test_a_window_that_does_not_fit_names_the_sizes():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
         MMDiT(CHANNELS, 5, 6, width=20, num_heads=4)
-    with pytest.raises(ValueError, match="4x4.*patch"):
+    with pytest.raises(ValueError, match=r"4x4.*patch"):
         make(patch=3)(*window(layout()))
