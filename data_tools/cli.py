@@ -22,6 +22,7 @@ VERBS = {
     "inspect": "a picture of a shard's clips, or of what the model sees of them",
     "lint": "decode everything, check everything, print what to exclude",
     "stats": "clips, hours, identities, share of states",
+    "take": "a clip as files: sound, picture and prompts for `flowact generate`",
 }
 INTERRUPTED = 130
 

@@ -196,23 +196,24 @@ class CausalVideoAutoencoder(Autoencoder):
         Returns:
             the share of the patches' variance that the latents keep.
         """
-        batch, _, num_frames, height, width = frames_BCTHW.shape
+        num_frames, height, width = frames_BCTHW.shape[-3:]
         moving = frames_BCTHW[:, :, 1:].unflatten(2, (self.num_latents(num_frames) - 1, self.temporal_stride))
         grouped = moving.permute(0, 2, 1, 3, 4, 5).reshape(-1, 3 * self.temporal_stride, height, width)
         patches = self._fold(nnf.pixel_unshuffle(grouped, self.patch)).permute(0, 2, 3, 1).flatten(0, 2)
         if len(patches) <= patches.shape[1]:
             raise ValueError(f"{len(patches)} patches are too few for components of {patches.shape[1]} numbers; give more or longer clips")
         mean = patches.mean(0)
-        centred = patches - mean
-        variance, components = torch.linalg.eigh(centred.T @ centred / len(patches))
-        variance, components = variance.flip(0).clamp(min=1e-8), components.flip(1)
-        scale = variance[: self.latent_channels].sqrt()
+        with torch.random.fork_rng(devices=[]):  # a randomised factorisation: the same components on every process
+            torch.manual_seed(0)
+            _, singular, components = torch.svd_lowrank(patches - mean, q=self.latent_channels + 16, niter=4)
         basis = components[:, : self.latent_channels]
+        variance = singular[: self.latent_channels].square() / len(patches)
+        scale = variance.clamp(min=1e-8).sqrt()
         self.encoder_linear.weight.copy_((basis / scale).T[:, :, None, None])
         self.encoder_linear.bias.copy_(-(mean @ (basis / scale)))
         self.decoder_linear.weight.copy_((basis * scale)[:, :, None, None])
         self.decoder_linear.bias.copy_(mean)
-        return float(variance[: self.latent_channels].sum() / variance.sum())
+        return float(variance.sum() / (patches - mean).square().mean(0).sum())
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """See `Autoencoder.encode`: the posterior mean, normalised."""

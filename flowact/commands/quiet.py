@@ -13,7 +13,16 @@ WARNINGS = (
     r".*pkg_resources.*",
     r".*isinstance\(treespec, LeafSpec\).*",
 )
-MESSAGES = ("Tip:", "litlogger", "litmodels", "TPU available", "HPU available", "IPU available", "Setting accelerator to CPU")
+MESSAGES = (
+    "Tip:",
+    "litlogger",
+    "litmodels",
+    "PU available",
+    "Setting accelerator to CPU",
+    "`weights_only` was not set",
+    "initializing deepspeed",
+    "`Trainer.fit` stopped",
+)
 LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric.utilities.rank_zero")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
 from flowact.registry import instantiate
-from flowact.sampling.session import StreamSession, evaluations_per_chunk
+from flowact.sampling.session import StreamSession, evaluations_per_chunk, latency_budget
 from flowact.sampling.window import Guidance, WindowEngine
 from flowact.schedulers.staircase import Staircase
-from flowact.types import SAMPLES_PER_FRAME
+from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
 
 Captions = Sequence[tuple[int, str]]
 """(first frame, caption), in order, the first at frame 0."""
@@ -62,8 +62,10 @@ class Pipeline:
         bank: memory strategy.
         staircase: W, M and shift of the stream.
         chunk_frames: n.
+        latent_size: height and width of the latents that the denoiser was trained on.
         guidance: classifier-free guidance scale; 1 is none.
         rest_caption: caption of the still seconds before the stream.
+        state_captions: captions of each behaviour state in the words of the training set.
         autocast: compute in bfloat16.
     """
 
@@ -74,8 +76,10 @@ class Pipeline:
     bank: MemoryBank[Any]
     staircase: Staircase
     chunk_frames: int
+    latent_size: tuple[int, int] = (0, 0)
     guidance: float = 1.0
     rest_caption: str = ""
+    state_captions: Mapping[str, list[str]] = field(default_factory=dict)
     autocast: bool = True
 
     @classmethod
@@ -115,9 +119,21 @@ class Pipeline:
             instantiate(bank_spec, "memory"),
             Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps or 1, shift=trained_shift if shift is None else shift),
             int(lineage["chunk_frames"]),
+            tuple(lineage["latent_shape"][1:]),
             guidance,
-            _rest_caption(lineage),
+            *character_captions(lineage.get("character")),
         )
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the denoiser was trained on."""
+        height, width = self.latent_size
+        return height * self.autoencoder.spatial_stride, width * self.autoencoder.spatial_stride
+
+    @property
+    def latency_budget(self) -> dict[str, float]:
+        """Seconds of sound that must be buffered, and until a new prompt is seen."""
+        return latency_budget(self.engine, self.chunk_frames * self.autoencoder.temporal_stride / FRAMES_PER_SECOND)
 
     @property
     def device(self) -> torch.device:
@@ -243,8 +259,9 @@ def _level_shift(arguments: dict[str, Any]) -> float:
     return float((levels.get("init_args") or {}).get("shift", 1.0))
 
 
-def _rest_caption(lineage: dict[str, Any]) -> str:
-    character = lineage.get("character")
-    return instantiate(character, "characters").caption("idle") if character else ""
-
-
+def character_captions(spec: dict[str, Any] | None) -> tuple[str, dict[str, list[str]]]:
+    """The caption of standing still, and all captions by state, of a synthetic character's specification; empty without one."""
+    if not spec:
+        return "", {}
+    character = instantiate(spec, "characters")
+    return character.caption("idle"), {state: sorted({character.caption(state, variant) for variant in range(8)}) for state in STATES}

@@ -39,10 +39,11 @@ class AutoencoderTraining(Stage):
         optimizer: AdamW | None = None,
     ) -> None:
         super().__init__(optimizer)
-        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        self.autoencoder = autoencoder
         self.kl_weight = kl_weight
         self.squared_weight = squared_weight
         self.principal_clips = principal_clips
+        self.variance_kept: float | None = None
 
     def trained_module(self) -> CausalVideoAutoencoder:
         """See `Stage.trained_module`."""
@@ -56,9 +57,9 @@ class AutoencoderTraining(Stage):
         """See `Stage.lineage`."""
         return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.autoencoder.spec}
 
-    def on_fit_start(self) -> None:
-        """Start from principal components, on every rank from the same clips."""
-        if not self.principal_clips or self.trainer.ckpt_path or self.ancestors:
+    def setup(self, stage: str) -> None:
+        """Start from principal components, on every rank from the same clips; here, since an engine copies the weights when it is made."""
+        if stage != "fit" or not self.principal_clips or self.trainer.ckpt_path or self.ancestors:
             return
         frames, found = [], 0
         for batch in self.trainer.datamodule.loader("train"):  # type: ignore[attr-defined]  # rank 0's clips, whatever this rank is
@@ -66,9 +67,11 @@ class AutoencoderTraining(Stage):
             found += frames[-1].shape[0]
             if found >= self.principal_clips:
                 break
-        kept = self.autoencoder.start_from_principal_components(torch.cat(frames).to(self.device))
-        if self.logger is not None:
-            self.logger.log_metrics({"start/variance_kept": kept}, step=0)
+        self.variance_kept = self.autoencoder.start_from_principal_components(torch.cat(frames).to(self.device))
+
+    def on_train_start(self) -> None:
+        if self.logger is not None and self.variance_kept is not None:
+            self.logger.log_metrics({"start/variance_kept": self.variance_kept}, step=0)
 
     def reconstruction(self, batch: FrameBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstructed frames, mean and log variance, in float32."""

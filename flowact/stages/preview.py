@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 
 from flowact.autoencoders import load_autoencoder
-from flowact.data.shards import open_split
+from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
-from flowact.sampling.pipeline import Pipeline
+from flowact.sampling.pipeline import Pipeline, character_captions
 from flowact.schedulers.staircase import Staircase
 from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
@@ -27,7 +26,7 @@ FIRST_FRAME = 1
 def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
     """The pipeline that `generate` would build from the stage's checkpoint, around the live network."""
     conditions = stage.trainer.datamodule.conditions  # type: ignore[attr-defined]
-    character = conditions["character"]
+    rest_caption, state_captions = character_captions(conditions["character"])
     return Pipeline(
         stage.denoiser,
         load_autoencoder(conditions["autoencoder_path"]).to(stage.device),
@@ -36,7 +35,9 @@ def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
         stage.memory,
         Staircase(shift=shift),
         stage.chunk_frames,
-        rest_caption=instantiate(character, "characters").caption("idle") if character else "",
+        tuple(conditions["latent_shape"][1:]),
+        rest_caption=rest_caption,
+        state_captions=state_captions,
     )
 
 
@@ -53,7 +54,7 @@ def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int) -> list
     for clip in split.clips[:num_clips]:
         metadata = split.decode(clip, "json")
         references.append(picture(split.decode(clip, "ref.png")))
-        sounds.append(waveform(split.decode(clip, "wav"))[FIRST_FRAME * SAMPLES_PER_FRAME :][: num_frames * SAMPLES_PER_FRAME])
+        sounds.append((decode_sound(split.decode(clip, "wav"), clip.key).astype(np.float32) / 32768)[FIRST_FRAME * SAMPLES_PER_FRAME :][: num_frames * SAMPLES_PER_FRAME])
         timed = [(max(first - FIRST_FRAME, 0), text) for first, last, _, text in metadata["captions"] if last > FIRST_FRAME]
         captions.append(timed)
         texts.append("; ".join(f"{first / FRAMES_PER_SECOND:.1f} s {text}" for first, text in timed if first < num_frames))
@@ -70,12 +71,6 @@ def picture(data: bytes) -> torch.Tensor:
 
     pixels = np.array(Image.open(BytesIO(data)).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def waveform(data: bytes) -> np.ndarray:
-    """Mono float32 samples of a 16-bit wav file."""
-    with wave.open(BytesIO(data)) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
 
 
 def _fit(samples: np.ndarray, num_frames: int) -> np.ndarray:
