@@ -44,6 +44,9 @@ class StreamSession:
         rest_LD: text features of the caption that describes standing still.
         chunk_frames: n.
         generator: source of the noise; the same seed gives the same stream.
+
+    Raises:
+        ValueError: too few still latents.
     """
 
     def __init__(
@@ -68,11 +71,18 @@ class StreamSession:
         rest = rest_LD.expand(batch, -1, -1)
         silence = silence_AD.expand(batch, chunk_frames, -1, -1)
         count = engine.staircase.num_chunks - 1
+        if still_BFCHW.shape[1] < count * chunk_frames:
+            raise ValueError(f"the stream starts with {count * chunk_frames} still latent frames, got {still_BFCHW.shape[1]}")
         still = [Chunk(still_BFCHW[:, k * chunk_frames : (k + 1) * chunk_frames], silence, rest) for k in range(count)]
         first = reference_chunk(reference_B1CHW, Chunk(self._like, silence, rest))
         self._state: WindowState = engine.start(first, still, generator)
         _, self._decoder_state = autoencoder.decode_stream(reference_B1CHW)
         self._counter = _count_evaluations(self)
+
+    @property
+    def steps(self) -> int:
+        """Chunks that entered."""
+        return self._state.emitted + self.engine.staircase.num_chunks - 1
 
     @property
     def emitted(self) -> int:
@@ -134,8 +144,7 @@ class _count_evaluations:
 
 def evaluations_per_chunk(session: StreamSession) -> float:
     """Evaluations that an emitted chunk has seen: every step evaluates all W chunks of the stream together, and a chunk stays for W steps."""
-    steps = session.emitted + session.engine.staircase.num_chunks - 1
-    return session.evaluations / max(steps, 1) * session.engine.staircase.num_chunks
+    return session.evaluations / max(session.steps, 1) * session.engine.staircase.num_chunks
 
 
 def latency_budget(engine: WindowEngine, chunk_seconds: float) -> dict[str, float]:
