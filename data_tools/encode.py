@@ -61,6 +61,7 @@ class Recipe:
         weights_sha256: likewise.
         references: candidate reference pictures of a clip; latents only.
         device: to encode on.
+        precision: arithmetic of the autoencoder; what is stored is float16 either way.
     """
 
     column: str
@@ -70,6 +71,7 @@ class Recipe:
     weights_sha256: str | None = None
     references: int = 1
     device: str = "cpu"
+    precision: str = "fp32"
 
     @property
     def folder_name(self) -> str:
@@ -86,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-encoder", nargs="+", metavar=("NAME", "KEY=VALUE"), help=f"with all (default: {DEFAULT_ENCODERS['text']})")
     parser.add_argument("--references", type=int, default=4, help="candidate reference pictures of a clip, its own first (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the autoencoder (default: %(default)s)")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the columns as JSON")
 
@@ -260,8 +263,9 @@ def _encode_latents(clip: Clip, recipe: Recipe) -> dict[str, Tensor]:
         raise UserError(f"{clip.where}: ref.png has shape {own.shape}, the video {frames.shape[1:]}; make them the same size")
     stills = np.stack([own, *frames[reference_frames(clip.frames, recipe.references - 1)]]) if recipe.references > 1 else own[None]
     whole = frames[: (clip.frames - 1) // stride * stride + 1]
-    latents_FCHW = autoencoder.encode(_to_pixels(whole[None], recipe.device))[0]
-    reference_RCHW = autoencoder.encode(_to_pixels(stills[:, None], recipe.device))[:, 0]
+    with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        latents_FCHW = autoencoder.encode(_to_pixels(whole[None], recipe.device))[0]
+        reference_RCHW = autoencoder.encode(_to_pixels(stills[:, None], recipe.device))[:, 0]
     return {"latents.npy": latents_FCHW, "reference.npy": reference_RCHW}
 
 
@@ -304,7 +308,7 @@ def _recipe(column: str, args: argparse.Namespace) -> Recipe:
         if args.references < 1:
             raise UserError(f"--references {args.references}: must be at least 1, the clip's own")
         spec, weights = autoencoder_spec(args.autoencoder)
-        return Recipe(column, spec, latent_space(args.autoencoder), args.autoencoder, weights, args.references, device)
+        return Recipe(column, spec, latent_space(args.autoencoder), args.autoencoder, weights, args.references, device, args.precision)
     words = (args.encoder if args.column == column else getattr(args, f"{column}_encoder")) or [DEFAULT_ENCODERS[column]]
     spec = encoder_spec(words, column)
     return Recipe(column, spec, registry.spec_hash(spec))

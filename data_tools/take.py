@@ -13,10 +13,7 @@ from flowact.data.shards import ClipRef, Split
 from flowact.errors import UserError, did_you_mean
 from flowact.planning.base import TimedPrompt
 from flowact.planning.prompts import save_prompts
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
-
-#: a stream makes frame 1 and those after it: frame 0 is the picture that the first latent stands for
-FIRST_FRAME = 1
+from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     clip = find(split, args.key) if args.key else most_varied(split)
     where = split.where(clip)
     captions = parse_captions(check_metadata(split.decode(clip, "json"), where), where)
-    sound = decode_sound(split.decode(clip, "wav"), where)[FIRST_FRAME * SAMPLES_PER_FRAME :]
+    sound = decode_sound(split.decode(clip, "wav"), where)[FIRST_STREAMED_FRAME * SAMPLES_PER_FRAME :]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speech.wav").write_bytes(encode_sound(sound))
     (args.out / "reference.png").write_bytes(split.decode(clip, "ref.png"))
@@ -46,8 +43,8 @@ def prompts(captions: list[tuple[int, int, str, str]]) -> list[TimedPrompt]:
     """Captions [first frame, end, state, text] as timed prompts of the stream."""
     moved: dict[float, TimedPrompt] = {}
     for first, end, state, text in captions:
-        if end > FIRST_FRAME:
-            start = max(first - FIRST_FRAME, 0) / FRAMES_PER_SECOND
+        if end > FIRST_STREAMED_FRAME:
+            start = max(first - FIRST_STREAMED_FRAME, 0) / FRAMES_PER_SECOND
             moved[start] = TimedPrompt(start, state, text)
     return list(moved.values())
 

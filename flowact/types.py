@@ -17,6 +17,8 @@ from torch import Tensor
 FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
+#: Frame 0 of a clip is the picture that its image latent stands for; motion latents, and so a stream, begin at frame 1.
+FIRST_STREAMED_FRAME = 1
 STATES = ("speaking", "listening", "thinking", "idle")
 
 SegmentKind = Literal["reference", "long", "short", "stream"]

@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width. A parameter-free shortcut (space to channels, averaged) lets short trainings start from a good map (DC-AE, section 3.1)."""
+    """Halve height and width. A parameter-free shortcut (space to channels, averaged) helps short trainings (DC-AE, section 3.1)."""
 
     def __init__(self, width: int, width_out: int) -> None:
         super().__init__()

@@ -23,10 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", required=True, metavar="FILE", help="speech of the character, any format that FFmpeg reads")
     parser.add_argument("--reference", required=True, metavar="IMAGE", help="picture of the character, any size")
     parser.add_argument("--out", required=True, metavar="FILE.mp4", help="H.264 and AAC, 25 fps")
-    parser.add_argument("--prompts", metavar="FILE", help="timed prompts, YAML or SRT; without them a planner writes them from the pauses of the speech")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="timed prompts, YAML or SRT; without them a planner writes them from the pauses of the speech"
+    )
     parser.add_argument("--seconds", type=float, metavar="N", help="length; silence follows the end of the sound (default: the sound's length)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
-    parser.add_argument("--micro-steps", type=int, default=1, metavar="M", help="evaluations per stair; 1 for a distilled model (default: %(default)s)")
+    parser.add_argument(
+        "--micro-steps", type=int, default=1, metavar="M", help="evaluations per stair; 1 for a distilled model (default: %(default)s)"
+    )
     parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help="classifier-free guidance scale; 1 is none (default: %(default)s)")
     parser.add_argument("--scale", type=int, metavar="K", help="enlarge the picture K times (default: to about 384 pixels)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
@@ -94,7 +98,6 @@ def plan_prompts(pipeline: Pipeline, samples: np.ndarray) -> list[TimedPrompt]:
 
 def stream(pipeline: Pipeline, picture: Any, samples: np.ndarray, prompts: list[TimedPrompt], out: Path, args: argparse.Namespace) -> GeneratedBatch:
     """Generate, writing each chunk with its sound as it leaves the stream."""
-    import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -89,10 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run; an interrupted run goes on there")
     parser.add_argument("--speech", metavar="DIR", help="your own recordings (wav, flac, mp3, ...); default: the shipped human speech")
     parser.add_argument("--seed", type=int, default=Settings.seed, metavar="N", help="of characters, training and noise (default: %(default)s)")
-    parser.add_argument("--train-identities", type=int, default=Settings.train_identities, metavar="N", help="people to train on (default: %(default)s)")
+    parser.add_argument(
+        "--train-identities", type=int, default=Settings.train_identities, metavar="N", help="people to train on (default: %(default)s)"
+    )
     parser.add_argument("--val-identities", type=int, default=Settings.val_identities, metavar="N", help="people held out (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=Settings.seconds, metavar="N", help="length of a clip (default: %(default)s)")
-    parser.add_argument("--quick", type=float, default=Settings.quick, metavar="SHARE", help="share of the training steps, to try the road (default: 1)")
+    parser.add_argument(
+        "--quick", type=float, default=Settings.quick, metavar="SHARE", help="share of the training steps, to try the road (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,12 +176,24 @@ def plan(out: Path, settings: Settings) -> list[Step]:
     synth = ("--seconds", str(settings.seconds), "--size", str(settings.size), "--seed", str(settings.seed), "-j", jobs)
     human = ("--train-identities", "1", "--val-identities", "1", "--seconds", "4", "--size", "64", "--seed", str(settings.seed), "-j", jobs)
     steps = [
-        Step("synth", "Render a character speaking recorded speech", data("synth", "--character", "Puppet", "--out", out / "clips", *people, *synth, *speech)),
-        Step("pack", "Pack shards", data("pack", out / "clips", "--out", shards)),
-        Step("human", "Render the second character, a rigged human", data("synth", "--character", "RiggedHuman", "--out", out / "human" / "clips", *human, *speech)),
+        Step(
+            "synth",
+            "Render a character speaking recorded speech",
+            data("synth", "--character", "Puppet", "--out", out / "clips", *people, *synth, *speech),
+        ),
+        Step("pack", "Pack shards", data("pack", out / "clips", "--out", shards, "--min-shards", "4")),
+        Step(
+            "human",
+            "Render the second character, a rigged human",
+            data("synth", "--character", "RiggedHuman", "--out", out / "human" / "clips", *human, *speech),
+        ),
         Step("human_pack", "Pack a sample shard of the human", data("pack", out / "human" / "clips", "--out", out / "human" / "shards")),
         fit(out, settings, "autoencoder", "Train the causal video autoencoder"),
-        Step("encode", "Encode latents, sound and text once", data("encode", "all", shards, "--autoencoder", checkpoints / "autoencoder", "-j", jobs)),
+        Step(
+            "encode",
+            "Encode latents, sound and text once",
+            data("encode", "all", shards, "--autoencoder", checkpoints / "autoencoder", "--precision", "bf16", "-j", jobs),
+        ),
         *(fit(out, settings, stage, f"Train: {stage.replace('_', ' ')}") for stage in STAGES),
         Step("held_out", "Take out a clip that no stage has seen", data("take", shards / "val", "--out", out / "held_out")),
         Step(
@@ -189,11 +205,17 @@ def plan(out: Path, settings: Settings) -> list[Step]:
                 *("--out", out / "stream.mp4", "--facts", out / "stream.json"),
             ),
         ),
-        Step("evaluate_truth", "Measure the truth through the autoencoder", evaluate(shards, metrics, "--truth", "--autoencoder", checkpoints / "autoencoder")),
+        Step(
+            "evaluate_truth",
+            "Measure the truth through the autoencoder",
+            evaluate(shards, metrics, "--truth", "--autoencoder", checkpoints / "autoencoder"),
+        ),
     ]
     for stage in STAGES:
         media = ("--sheets", out / "media", "--video", out / "media" / f"{stage}.mp4")
-        steps.append(Step(f"evaluate_{stage}", f"Measure: {stage.replace('_', ' ')}", evaluate(shards, metrics, "--checkpoint", checkpoints / stage, *media)))
+        steps.append(
+            Step(f"evaluate_{stage}", f"Measure: {stage.replace('_', ' ')}", evaluate(shards, metrics, "--checkpoint", checkpoints / stage, *media))
+        )
     return steps
 
 

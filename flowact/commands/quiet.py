@@ -23,7 +23,13 @@ MESSAGES = (
     "initializing deepspeed",
     "`Trainer.fit` stopped",
 )
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric.utilities.rank_zero")
+LOGGERS = (
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.pytorch.strategies.deepspeed",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.fabric.utilities.rank_zero",
+)
 
 
 def silence_libraries() -> None:

@@ -21,11 +21,7 @@ from flowact.characters.base import Character, Identity
 from flowact.data import decode_sound, decode_video, open_split, parse_captions
 from flowact.errors import UserError
 from flowact.evaluation.measurement import Clip, Measurement, measure
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
-
-#: Frame 0 of a clip is the picture that the first latent stands for; a stream makes motion latents only, and the first of them begins at frame 1.
-#: So generated frame i is set against frame i + 1 of the clip, and hears its sound and its captions.
-FIRST_GENERATED_FRAME = 1
+from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +72,19 @@ class HeldOutClip:
 
     def heard(self) -> np.ndarray:
         """The sound that drives a stream: sample 0 belongs to generated frame 0."""
-        return self.samples[FIRST_GENERATED_FRAME * SAMPLES_PER_FRAME :]
+        return self.samples[FIRST_STREAMED_FRAME * SAMPLES_PER_FRAME :]
 
     def prompts(self) -> list[tuple[int, str]]:
         """(first generated frame, text) of the captions that drive a stream, from frame 0 on."""
         moved: dict[int, str] = {}
         for start, text in self.captions:
-            moved[max(0, start - FIRST_GENERATED_FRAME)] = text  # of those that begin before the stream, the last is in force
+            moved[max(0, start - FIRST_STREAMED_FRAME)] = text  # of those that begin before the stream, the last is in force
         return list(moved.items())
 
     def against(self, frames_THWC: np.ndarray) -> Clip:
         """Generated frames beside the truth that they should show; what goes beyond the other's end is cut."""
-        length = min(len(frames_THWC), self.num_frames - FIRST_GENERATED_FRAME)
-        true = slice(FIRST_GENERATED_FRAME, FIRST_GENERATED_FRAME + length)
+        length = min(len(frames_THWC), self.num_frames - FIRST_STREAMED_FRAME)
+        true = slice(FIRST_STREAMED_FRAME, FIRST_STREAMED_FRAME + length)
         heard = self.heard()[: length * SAMPLES_PER_FRAME]
         return Clip(self.key, frames_THWC[:length], self.truth_TP[true], self.states_T[true], self.identity, heard)
 
@@ -117,7 +113,7 @@ def read_held_out(spec: str, seconds: float | None = None, limit: int | None = N
     Raises:
         UserError: no truth (real people have none), no clip of that length, or damaged shards.
     """
-    if seconds is not None and seconds * FRAMES_PER_SECOND < FIRST_GENERATED_FRAME + 1:
+    if seconds is not None and seconds * FRAMES_PER_SECOND < FIRST_STREAMED_FRAME + 1:
         raise UserError(f"--seconds {seconds:g} is less than two frames; give 2 seconds or more for meaningful numbers")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: at least one clip is needed to measure anything")
@@ -233,11 +229,11 @@ def evaluate_truth(held_out: HeldOut, autoencoder: Autoencoder | None = None) ->
     With an autoencoder they go through it first, since no stream can look better than its decoder; then `details.raw` has the numbers of the clips as
     they are, and `details.through` says "autoencoder" instead of "pixels".
     """
-    raw = tuple(clip.against(clip.frames_THWC()[FIRST_GENERATED_FRAME:]) for clip in held_out.clips)
+    raw = tuple(clip.against(clip.frames_THWC()[FIRST_STREAMED_FRAME:]) for clip in held_out.clips)
     measured = measure(raw, held_out.character)
     if autoencoder is None:
         return Evaluation(replace(measured, details={**measured.details, "through": "pixels"}), raw)
-    decoded = tuple(clip.against(reconstruct(clip.frames_THWC(), autoencoder)[FIRST_GENERATED_FRAME:]) for clip in held_out.clips)
+    decoded = tuple(clip.against(reconstruct(clip.frames_THWC(), autoencoder)[FIRST_STREAMED_FRAME:]) for clip in held_out.clips)
     ceiling = measure(decoded, held_out.character)
     raw_numbers = measured.to_json()
     kept = {name: value for name, value in raw_numbers.items() if name != "details"}

@@ -98,7 +98,12 @@ class GeneratedMemory(MemoryCorruptor):
         generated = regenerate(history, sigma_B)
         chosen_B = torch.rand(batch, generator=generator) < self.probability
         return [
-            replace(clean, latents_BFCHW=torch.where(chosen_B.to(clean.latents_BFCHW.device)[:, None, None, None, None], made.latents_BFCHW, clean.latents_BFCHW))
+            replace(
+                clean,
+                latents_BFCHW=torch.where(
+                    chosen_B.to(clean.latents_BFCHW.device)[:, None, None, None, None], made.latents_BFCHW, clean.latents_BFCHW
+                ),
+            )
             for clean, made in zip(history, generated, strict=True)
         ]
 

@@ -57,5 +57,3 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
         entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", oldest - self.reference_gap)]
         entries += [(entry, "short", oldest + i * self.chunk_frames) for i, entry in enumerate(state.entries)]
         return view(entries)
-
-

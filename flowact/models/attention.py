@@ -128,7 +128,11 @@ def _slices(x_BNLD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def attention(query_BNLD: Tensor, key_BNLD: Tensor, value_BNLD: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. Where gradients are needed on a CPU in bfloat16 it is written out: torch's fused backward is twice as slow there."""
+    """softmax(q k^T / sqrt(d)) v.
+
+    Where gradients are needed on a CPU in bfloat16 it is written out: torch's fused backward takes half as long again there
+    (benchmarks/cpu_kernels.py).
+    """
     if query_BNLD.device.type == "cpu" and query_BNLD.dtype == torch.bfloat16 and query_BNLD.requires_grad:
         weights = torch.softmax(query_BNLD * query_BNLD.shape[-1] ** -0.5 @ key_BNLD.transpose(-1, -2), dim=-1)
         return weights @ value_BNLD

@@ -193,8 +193,8 @@ class MMDiT(Denoiser):
             The loss is on the velocity either way.
         theta: base of the rotary frequencies.
         initial_gate: where the gates of the residual branches start; above 0, small models learn sooner.
-        activation: of the MLPs: GELU (tanh form) as in SD3, or SiLU, which a CPU computes three times as fast.
-        query_key_norm: RMS norm as in SD3, or layer norm without bias, which a CPU computes six times as fast.
+        activation: of the MLPs: GELU (tanh form) as in SD3, or SiLU, which a CPU computes twice as fast (benchmarks/cpu_kernels.py).
+        query_key_norm: RMS norm as in SD3, or layer norm without bias, which a CPU computes twice as fast.
 
     Raises:
         ValueError: width does not divide into heads of even width.

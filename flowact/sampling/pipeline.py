@@ -250,7 +250,9 @@ def _stage_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.recipe.get("model") or {}
     arguments = model.get("init_args") or {}
     if "denoiser" not in arguments:
-        raise UserError(f"{checkpoint.path} holds no denoiser (its stage is {checkpoint.lineage.get('stage')}); give a checkpoint of a denoiser stage")
+        raise UserError(
+            f"{checkpoint.path} holds no denoiser (its stage is {checkpoint.lineage.get('stage')}); give a checkpoint of a denoiser stage"
+        )
     return dict(arguments)
 
 

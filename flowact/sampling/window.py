@@ -155,9 +155,7 @@ class WindowEngine:
         batch = entering.latents_BFCHW.shape[0]
         for micro_step in range(self.staircase.micro_steps):
             now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
-            velocity = predict_velocity(
-                self.denoiser, memory, stream, now_K.expand(batch, -1), stream_mask=self.stream_mask, guidance=self.guidance
-            )
+            velocity = predict_velocity(self.denoiser, memory, stream, now_K.expand(batch, -1), stream_mask=self.stream_mask, guidance=self.guidance)
             stream = [
                 replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
                 for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)

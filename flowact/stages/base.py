@@ -271,13 +271,14 @@ class DenoiserStage(Stage):
 
     def log_by_level(self, split: str, error_BF: Tensor, sigma_BF: Tensor) -> None:
         """Log the mean error per bin of noise levels; bins that nothing fell into are left out."""
+        first_only = split == "val"  # bins differ between processes, so they cannot be averaged over them
         if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):
             return
         error_BF = error_BF.detach()
         for low, high in LEVEL_BINS:
             inside = (sigma_BF >= low) & (sigma_BF < high)
             if inside.any():
-                self.log(f"{split}/loss_sigma_{low:.2f}", error_BF[inside].mean(), batch_size=error_BF.shape[0])
+                self.log(f"{split}/loss_sigma_{low:.2f}", error_BF[inside].mean(), batch_size=error_BF.shape[0], rank_zero_only=first_only)
 
     def preview_clips(self, seconds: float, num_clips: int) -> list[PreviewClip]:
         """Short streamed clips of the validation set, for the eye and the ear."""

@@ -13,14 +13,11 @@ from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
 from flowact.sampling.pipeline import Pipeline, character_captions
 from flowact.schedulers.staircase import Staircase
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
 if TYPE_CHECKING:
     from flowact.callbacks.preview import PreviewClip
     from flowact.stages.base import DenoiserStage
-
-#: pixel frame of a clip that the first streamed frame stands for: the image latent describes frame 0
-FIRST_FRAME = 1
 
 
 def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
@@ -50,12 +47,14 @@ def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int) -> list
         return []
     split = open_split(data.val)
     num_frames = int(seconds * FRAMES_PER_SECOND)
+    heard = slice(FIRST_STREAMED_FRAME * SAMPLES_PER_FRAME, (FIRST_STREAMED_FRAME + num_frames) * SAMPLES_PER_FRAME)
     references, sounds, captions, texts = [], [], [], []
     for clip in split.clips[:num_clips]:
         metadata = split.decode(clip, "json")
         references.append(picture(split.decode(clip, "ref.png")))
-        sounds.append((decode_sound(split.decode(clip, "wav"), clip.key).astype(np.float32) / 32768)[FIRST_FRAME * SAMPLES_PER_FRAME :][: num_frames * SAMPLES_PER_FRAME])
-        timed = [(max(first - FIRST_FRAME, 0), text) for first, last, _, text in metadata["captions"] if last > FIRST_FRAME]
+        sound = decode_sound(split.decode(clip, "wav"), clip.key).astype(np.float32) / 32768
+        sounds.append(sound[heard])
+        timed = [(max(first - FIRST_STREAMED_FRAME, 0), text) for first, last, _, text in metadata["captions"] if last > FIRST_STREAMED_FRAME]
         captions.append(timed)
         texts.append("; ".join(f"{first / FRAMES_PER_SECOND:.1f} s {text}" for first, text in timed if first < num_frames))
     result = preview_pipeline(stage).generate(references, sounds, captions)

@@ -1,4 +1,4 @@
-"""The self-forcing variant: train on memory that a model produced (FlowAct-R1, section on the autoregressive adaptation). Legend: flowact/types.py."""
+"""The self-forcing variant: train on memory that a model produced (FlowAct-R1, autoregressive adaptation). Legend: flowact/types.py."""
 
 from __future__ import annotations
 

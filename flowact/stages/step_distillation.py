@@ -1,4 +1,4 @@
-"""Segment-wise step distillation on the staircase (FlowAct-R1, multi-stage distillation; the exact target is not in the paper). Legend: flowact/types.py."""
+"""Segment-wise step distillation on the staircase (FlowAct-R1, distillation; the exact target is not in it). Legend: flowact/types.py."""
 
 from __future__ import annotations
 

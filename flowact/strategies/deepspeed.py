@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flowact.errors import UserError
+from flowact.types import TensorRecord
 
 if TYPE_CHECKING:
     import deepspeed
@@ -63,6 +64,8 @@ class AutocastPrecision(DeepSpeedPrecision):
     def convert_input(self, data: Any) -> Any:
         if self.autocasts:
             return data
+        if isinstance(data, TensorRecord):  # frozen: Lightning would want to write into a copy of it
+            return data.to(self._desired_dtype)
         return apply_to_collection(data, function=_convert_fp_tensor, dtype=Tensor, dst_type=self._desired_dtype)
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,43 @@
+"""`flowact generate`: input that cannot work is refused before a checkpoint is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowact.cli import main
+from flowact.commands.generate import fit_length
+
+
+def call(tmp_path: Path, **replaced: str) -> list[str]:
+    for name in ("speech.wav", "face.png"):
+        (tmp_path / name).write_bytes(b"not media")
+    options = {"checkpoint": tmp_path, "audio": tmp_path / "speech.wav", "reference": tmp_path / "face.png", "out": tmp_path / "out.mp4", **replaced}
+    return ["generate", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"out": "movie.avi"}, ".mp4"),
+        ({"audio": "absent.wav"}, "--audio absent.wav"),
+        ({"reference": "absent.png"}, "--reference absent.png"),
+        ({"prompts": "absent.yaml"}, "--prompts absent.yaml"),
+        ({"seconds": "-1"}, "above 0"),
+        ({}, "speech.wav"),
+    ],
+)
+def test_bad_input_is_named(replaced: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(call(tmp_path, **replaced)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_fit_length_cuts_and_pads_with_silence() -> None:
+    samples = np.arange(1, 5, dtype=np.float32)
+    assert fit_length(samples, 2).tolist() == [1, 2]
+    assert fit_length(samples, 6).tolist() == [1, 2, 3, 4, 0, 0]
