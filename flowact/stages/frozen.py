@@ -28,8 +28,9 @@ class Frozen:
         self.network.load_state_dict(weights)
 
     def to(self, like: nn.Module) -> None:
-        """Move to the device of another network."""
-        self.network.to(next(like.parameters()).device)
+        """Move to the device and number type of another network."""
+        parameter = next(like.parameters())
+        self.network.to(parameter.device, parameter.dtype)
 
     @property
     def network(self) -> Denoiser:
