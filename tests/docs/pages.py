@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 SHELLS = ("sh", "bash", "shell", "console")
 #: first line of a block that stands for a file
 FILE_NAME = re.compile(r"# ([\w-]+\.(?:yaml|py))$")

@@ -138,6 +138,8 @@ def test_other_commands_name_what_exists(command):
         assert {f"testenv:{environment}" for environment in named} <= set(config.sections())
         if "--" in words:
             assert all((ROOT / word).exists() for word in words[words.index("--") + 1 :] if "/" in word)
+    elif command.program == "python":
+        assert (ROOT / words[0]).is_file()
     elif command.program == "pytest":
         shown = files(command.page)
         assert all(word.startswith("-") or word in shown or (ROOT / word).exists() for word in words)
@@ -218,7 +220,8 @@ def test_every_stage_has_a_page_that_names_it():
 
 
 def test_options_that_the_text_names_belong_to_a_program():
-    parsers = [(cli.build_parsers(verb)[0], verb) for verb in cli.VERBS] + [(data_tools.cli.build_parser(verb), verb) for verb in data_tools.cli.VERBS]
+    parsers = [(cli.build_parsers(verb)[0], verb) for verb in cli.VERBS]
+    parsers += [(data_tools.cli.build_parser(verb), verb) for verb in data_tools.cli.VERBS]
     known = {option for parser, verb in parsers for action in _actions(parser, verb) for option in action.option_strings}
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
