@@ -16,6 +16,9 @@ class MemoryBank(ABC, Generic[State]):
     Shapes never depend on how much has been written, so one compiled graph serves a whole session.
     """
 
+    #: latent frames of the chunks that the bank is made for; None if any will do
+    chunk_frames: int | None = None
+
     @property
     @abstractmethod
     def num_frames(self) -> int:

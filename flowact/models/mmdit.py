@@ -254,13 +254,15 @@ class MMDiT(Denoiser):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> Tensor:
-        """See `Denoiser.forward`."""
+        """See `Denoiser.forward`. Latents and conditions may be of another number type than the weights; the velocity is float32."""
         check_window(latents_BFCHW, sigma_BF, conditions, layout)
+        dtype = self.kind.weight.dtype
+        conditions = conditions.to(dtype)
         vector_BFD = self.frame_vector(sigma_BF, conditions, layout)
         condition_BLD = torch.cat([self.text_in(conditions.text_BSLD).flatten(1, 2), self.audio_in(conditions.audio_BFAD).flatten(1, 2)], dim=1)
-        visual_BFLD = self.visual_in(self.to_patches(latents_BFCHW))
+        visual_BFLD = self.visual_in(self.to_patches(latents_BFCHW).to(dtype))
         if self.absolute_positions:
-            visual_BFLD = visual_BFLD + self.spatial_code(latents_BFCHW)
+            visual_BFLD = visual_BFLD + self.spatial_code(latents_BFCHW).to(visual_BFLD.dtype)
         geometry = self.geometry(latents_BFCHW, conditions, layout)
         for block in (*self.double_blocks, *self.single_blocks):
             condition_BLD, visual_BFLD = block(condition_BLD, visual_BFLD, vector_BFD, geometry)

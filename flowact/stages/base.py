@@ -195,6 +195,8 @@ class DenoiserStage(Stage):
             "stream frames": (data.window_frames, self.num_chunks * self.chunk_frames, "data.window_frames = num_chunks * chunk_frames"),
             "history frames": (data.history_frames, self.history_frames, "data.history_frames = memory.history_chunks * chunk_frames"),
         }
+        if self.memory.chunk_frames not in (None, self.chunk_frames):
+            raise UserError(f"memory.chunk_frames is {self.memory.chunk_frames}, the stage's is {self.chunk_frames}; set both to the same")
         wrong = [f"{name}: the data has {have}, the stage wants {want} (set {key})" for name, (have, want, key) in wanted.items() if have != want]
         if wrong:
             raise UserError(f"{type(self).__name__} does not fit its data: {'; '.join(wrong)}")

@@ -107,6 +107,7 @@ def write_parent(folder: Path, model: MMDiT, ema: dict[str, torch.Tensor] | None
 def trainer(**options: Any) -> pl.Trainer:
     settings = {
         "accelerator": "cpu", "devices": 1, "max_steps": 2, "max_epochs": -1, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "logger": False, "use_distributed_sampler": False, "limit_val_batches": 1, "val_check_interval": 2, "log_every_n_steps": 1,
+        "enable_model_summary": False, "logger": False, "use_distributed_sampler": False, "limit_val_batches": 1, "val_check_interval": 2,
+        "log_every_n_steps": 1,
     }  # fmt: skip
     return pl.Trainer(**(settings | options))
