@@ -108,16 +108,15 @@ class Pipeline:
         lineage = checkpoint.lineage
         denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
         load_into(denoiser, checkpoint.weights(ema=True))
-        bank_spec = arguments.get("memory") or {"class_path": "StructuredMemory"}
+        bank_spec = arguments.get("memory") or {"class_path": lineage.get("memory", "StructuredMemory")}
         encoders = lineage["encoders"]
-        trained_shift = arguments.get("shift", _level_shift(arguments))
         return cls(
             denoiser.eval().requires_grad_(False).to(device),
             load_autoencoder(checkpoint.path / "autoencoder").to(device),
             instantiate(encoders["text"], "conditioning"),
             instantiate(encoders["audio"], "conditioning"),
             instantiate(bank_spec, "memory"),
-            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps or 1, shift=trained_shift if shift is None else shift),
+            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps or 1, shift=trained_shift(arguments) if shift is None else shift),
             int(lineage["chunk_frames"]),
             tuple(lineage["latent_shape"][1:]),
             guidance,
@@ -256,9 +255,10 @@ def _stage_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     return dict(arguments)
 
 
-def _level_shift(arguments: dict[str, Any]) -> float:
+def trained_shift(arguments: Mapping[str, Any]) -> float:
+    """The shift of the noise levels that a stage with these recipe arguments trains on."""
     levels = arguments.get("levels") or {}
-    return float((levels.get("init_args") or {}).get("shift", 1.0))
+    return float(arguments.get("shift") or (levels.get("init_args") or {}).get("shift") or 1.0)
 
 
 def character_captions(spec: dict[str, Any] | None) -> tuple[str, dict[str, list[str]]]:

@@ -167,7 +167,8 @@ class DenoiserStage(Stage):
     def lineage(self) -> dict[str, Any]:
         """See `Stage.lineage`."""
         data = self._data().lineage
-        return {"stage": self.name, "chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "ancestors": self.ancestors, **data}
+        geometry = {"chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "memory": type(self.memory).__name__}
+        return {"stage": self.name, **geometry, "ancestors": self.ancestors, **data}
 
     @property
     def autoencoder_folder(self) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 from flowact.autoencoders import load_autoencoder
 from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
-from flowact.sampling.pipeline import Pipeline, character_captions
+from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, character_captions, trained_shift
 from flowact.schedulers.staircase import Staircase
 from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from flowact.stages.base import DenoiserStage
 
 
-def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
+def preview_pipeline(stage: DenoiserStage) -> Pipeline:
     """The pipeline that `generate` would build from the stage's checkpoint, around the live network."""
+    arguments = (stage.recipe.get("model") or {}).get("init_args") or {}
     conditions = stage.trainer.datamodule.conditions  # type: ignore[attr-defined]
     rest_caption, state_captions = character_captions(conditions["character"])
     return Pipeline(
@@ -30,7 +31,7 @@ def preview_pipeline(stage: DenoiserStage, shift: float = 1.0) -> Pipeline:
         instantiate(conditions["encoders"]["text"], "conditioning"),
         instantiate(conditions["encoders"]["audio"], "conditioning"),
         stage.memory,
-        Staircase(shift=shift),
+        Staircase(STREAM_CHUNKS, shift=trained_shift(arguments)),
         stage.chunk_frames,
         tuple(conditions["latent_shape"][1:]),
         rest_caption=rest_caption,

@@ -133,6 +133,7 @@ def test_weights_come_from_the_moving_average_and_the_ancestry_is_kept(tmp_path)
     run = attach(stage)
     lineage = stage.lineage()
     assert lineage["ancestors"] == stage.ancestors
+    assert lineage["memory"] == "StructuredMemory"
     assert (lineage["stage"], lineage["chunk_frames"], lineage["latent_space"]) == ("self_forcing", 2, LINEAGE["latent_space"])
     stage.setup("fit")
     assert run

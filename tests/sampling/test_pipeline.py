@@ -1,0 +1,211 @@
+"""From a checkpoint folder to frames: conditions in time, lengths, what is taken from the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from flowact.autoencoders import CausalVideoAutoencoder, save_autoencoder
+from flowact.checkpoints import write_checkpoint
+from flowact.conditioning import HashedText, LogMel
+from flowact.errors import UserError
+from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
+from flowact.models.mmdit import MMDiT
+from flowact.sampling.pipeline import Pipeline, character_captions, to_pixels, trained_shift
+from flowact.schedulers import Staircase
+from flowact.stages.preview import preview_pipeline
+
+SAMPLES_PER_CHUNK = 2 * 4 * 640
+TEXT = {"num_tokens": 4, "buckets": 16}
+AUDIO = {"num_mels": 5}
+SHAPE = {"latent_channels": 3, "text_width": 16, "audio_width": LogMel(**AUDIO).width, "width": 16, "num_heads": 2}
+AUTOENCODER = {"latent_channels": 3, "width": 8}
+
+
+def denoiser(seed=0):
+    torch.manual_seed(seed)
+    model = MMDiT(**SHAPE)
+    torch.nn.init.normal_(model.out.weight, std=0.2)
+    return model.eval()
+
+
+def autoencoder():
+    torch.manual_seed(0)
+    model = CausalVideoAutoencoder(**AUTOENCODER)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    memory = StructuredMemory(long=1, short=1, chunk_frames=2)
+    return Pipeline(denoiser(), autoencoder(), HashedText(**TEXT), LogMel(**AUDIO), memory, Staircase(), 2, (1, 2), rest_caption="a person waits")
+
+
+def picture(seed=0):
+    return 2 * torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def sound(num_samples, seed=0):
+    return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
+
+
+def test_each_chunk_has_its_own_sound_and_silence_follows_the_end(pipeline):
+    samples = sound(SAMPLES_PER_CHUNK + 100)
+    audio, text = pipeline.conditions(samples, [(0, "hello")], 3)
+    whole = np.concatenate([samples, np.zeros(3 * SAMPLES_PER_CHUNK - len(samples), np.float32)])
+    assert torch.equal(audio.flatten(0, 2), pipeline.audio.encode(torch.from_numpy(whole)))
+    assert audio.shape == (3, 2, 4, pipeline.audio.width)
+    assert text.shape == (3, 4, 16)
+    long = sound(9 * SAMPLES_PER_CHUNK)
+    cut, _ = pipeline.conditions(long, [(0, "a")], 2)
+    assert torch.equal(cut, pipeline.conditions(long[: 2 * SAMPLES_PER_CHUNK], [(0, "a")], 2)[0])
+
+
+def test_a_chunk_has_the_caption_in_force_at_its_middle(pipeline):
+    """Chunks of eight frames have their middles at 4, 12, 20, 28."""
+    captions = [(0, "one"), (4, "two"), (13, "three"), (27, "four")]
+    _, text = pipeline.conditions(sound(10), captions, 4)
+    assert torch.equal(text, pipeline.text.encode(["two", "two", "three", "four"]))
+
+
+@pytest.mark.parametrize("captions", [[], [(3, "late")], [(0, "a"), (9, "b"), (5, "c")]])
+def test_captions_that_are_not_a_timeline_are_refused(pipeline, captions):
+    with pytest.raises(UserError, match="begin at frame 0 and be in order"):
+        pipeline.conditions(sound(10), captions, 2)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_chunks"), [(0, 1), (1, 1), (SAMPLES_PER_CHUNK, 1), (SAMPLES_PER_CHUNK + 1, 2), (3 * SAMPLES_PER_CHUNK, 3)]
+)
+def test_a_clip_is_as_long_as_its_sound_in_whole_chunks(pipeline, num_samples, num_chunks):
+    seen, pieces = [], []
+    made = pipeline.generate([picture()], [sound(num_samples)], [[(0, "hello")]], progress=lambda *at: seen.append(at), on_frames=pieces.append)
+    assert made.num_chunks == num_chunks == len(made.chunk_seconds)
+    assert made.frames[0].shape == (8 * num_chunks, 16, 32, 3)
+    assert made.frames[0].dtype == np.uint8
+    assert seen == [(i + 1, num_chunks) for i in range(num_chunks)]
+    assert np.array_equal(np.concatenate(pieces, axis=1)[0], made.frames[0])
+    assert made.evaluations_per_chunk == 3
+    assert made.ttff_seconds > 0
+
+
+def test_clips_side_by_side_are_as_long_as_the_longest_and_the_seed_decides(pipeline):
+    arguments = [picture(0), picture(1)], [sound(100), sound(2 * SAMPLES_PER_CHUNK)], [[(0, "one")], [(0, "two")]]
+    first, same, other = (pipeline.generate(*arguments, seed=seed) for seed in (3, 3, 4))
+    assert [clip.shape[0] for clip in first.frames] == [16, 16]
+    assert all(np.array_equal(a, b) for a, b in zip(first.frames, same.frames, strict=True))
+    assert not np.array_equal(first.frames[0], other.frames[0])
+
+
+def test_guidance_costs_two_evaluations_and_micro_steps_their_number(pipeline):
+    costly = replace(pipeline, guidance=2.0, staircase=Staircase(micro_steps=2))
+    assert costly.generate([picture()], [sound(10)], [[(0, "hello")]]).evaluations_per_chunk == 12
+
+
+def test_numbers_of_inputs_must_agree(pipeline):
+    with pytest.raises(UserError, match="got 1, 2 and 1"):
+        pipeline.generate([picture()], [sound(1), sound(1)], [[(0, "a")]])
+
+
+def test_pixels_are_rounded_and_clipped():
+    frames = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0])[None, None, :, None, None].expand(1, 3, -1, 1, 1)
+    assert to_pixels(frames)[0, :, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_sizes_follow_from_the_latents_and_the_geometry(pipeline):
+    assert pipeline.picture_size == (16, 32)
+    assert pipeline.latency_budget["prompt_to_motion_seconds"] == pytest.approx(3 * 8 / 25)
+
+
+# --- from a checkpoint
+
+
+def write(folder, arguments=None, ema=None, **lineage):
+    save_autoencoder(autoencoder(), autoencoder().spec, folder.parent / "ae")
+    arguments = {"denoiser": {"class_path": "MMDiT", "init_args": SHAPE}} if arguments is None else arguments
+    encoders = {"text": {"class_path": "HashedText", "init_args": TEXT}, "audio": {"class_path": "LogMel", "init_args": AUDIO}}
+    facts = {
+        "schema": 1,
+        "stage": "diffusion_forcing",
+        "step": 5,
+        "chunk_frames": 2,
+        "latent_shape": [3, 1, 2],
+        "encoders": encoders,
+        "character": None,
+    }
+    return write_checkpoint(
+        folder, weights=denoiser(1).state_dict(), ema=ema, recipe={"model": {"class_path": "X", "init_args": arguments}}, lineage=facts | lineage,
+        autoencoder_folder=folder.parent / "ae", engine_saver=None,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_holds_everything_that_generating_needs(tmp_path):
+    built = Pipeline.from_checkpoint(write(tmp_path / "run"))
+    assert not built.denoiser.training
+    assert built.chunk_frames == 2
+    assert (built.latent_size, built.staircase, built.guidance) == ((1, 2), Staircase(3, 1, 1.0), 1.0)
+    assert isinstance(built.bank, StructuredMemory)
+    direct = replace(built, denoiser=denoiser(1), autoencoder=autoencoder(), text=HashedText(**TEXT), audio=LogMel(**AUDIO))
+    clips = [made.generate([picture()], [sound(10)], [[(0, "hello")]]).frames[0] for made in (built, direct)]
+    assert np.array_equal(*clips)
+
+
+def test_the_moving_average_is_what_generates(tmp_path):
+    ema = {name: value.detach() + 1 for name, value in denoiser(1).named_parameters()}
+    built = Pipeline.from_checkpoint(write(tmp_path / "run", ema=ema))
+    assert all(torch.equal(value, ema[name]) for name, value in built.denoiser.named_parameters())
+
+
+def test_memory_and_shift_are_those_of_training_unless_said_otherwise(tmp_path):
+    arguments = {
+        "denoiser": {"class_path": "MMDiT", "init_args": SHAPE},
+        "memory": {"class_path": "SlidingWindowMemory", "init_args": {"chunks": 2, "chunk_frames": 2}},
+        "levels": {"class_path": "MixedLevels", "init_args": {"shift": 5.0}},
+    }
+    folder = write(tmp_path / "run", arguments)
+    built = Pipeline.from_checkpoint(folder)
+    assert isinstance(built.bank, SlidingWindowMemory)
+    assert built.bank.chunks == 2
+    assert built.staircase.shift == 5.0
+    assert Pipeline.from_checkpoint(folder, shift=2.0, micro_steps=4).staircase == Staircase(3, 4, 2.0)
+    assert trained_shift({"shift": 3.0}) == 3.0
+    assert trained_shift({"levels": None}) == 1.0
+
+
+def test_memory_that_no_recipe_names_is_the_stages_own(tmp_path):
+    assert isinstance(Pipeline.from_checkpoint(write(tmp_path / "run", memory="NoMemory")).bank, NoMemory)
+
+
+def test_previews_stream_as_generating_would(tmp_path):
+    arguments = {"denoiser": {"class_path": "MMDiT", "init_args": SHAPE}, "levels": {"class_path": "MixedLevels", "init_args": {"shift": 5.0}}}
+    folder = write(tmp_path / "run", arguments)
+    built = Pipeline.from_checkpoint(folder)
+    encoders = {"text": {"class_path": "HashedText", "init_args": TEXT}, "audio": {"class_path": "LogMel", "init_args": AUDIO}}
+    conditions = {"autoencoder_path": str(tmp_path / "ae"), "encoders": encoders, "character": None, "latent_shape": [3, 1, 2]}
+    stage = SimpleNamespace(
+        trainer=SimpleNamespace(datamodule=SimpleNamespace(conditions=conditions)), denoiser=denoiser(1), device=torch.device("cpu"),
+        memory=StructuredMemory(), chunk_frames=2, recipe={"model": {"init_args": arguments}},
+    )  # fmt: skip
+    preview = preview_pipeline(stage)
+    assert preview.staircase == built.staircase
+    clips = [made.generate([picture()], [sound(10)], [[(0, "hello")]]).frames[0] for made in (built, preview)]
+    assert np.array_equal(*clips)
+
+
+def test_a_checkpoint_without_a_denoiser_says_what_it_is(tmp_path):
+    with pytest.raises(UserError, match="its stage is autoencoder"):
+        Pipeline.from_checkpoint(write(tmp_path / "run", {"autoencoder": {}}, stage="autoencoder"))
+
+
+def test_captions_of_a_character():
+    rest, by_state = character_captions({"class_path": "Puppet", "init_args": {"size": 64}})
+    assert rest in by_state["idle"]
+    assert set(by_state) == {"speaking", "listening", "thinking", "idle"}
+    assert character_captions(None) == ("", {})
