@@ -154,6 +154,20 @@ def test_the_chunk_that_leaves_sees_the_one_that_enters_if_the_mask_lets_it(stre
     assert torch.allclose(*left, atol=1e-5) != sees
 
 
+@pytest.mark.parametrize("solver", ["euler", "renoise"])
+def test_chunks_in_the_stream_lie_between_the_clean_latents_and_noise(solver):
+    """One stair down, a chunk is (1 - s) x0 + s eps: with the noise that it came with (euler) or with fresh noise."""
+    engine = WindowEngine(PerfectDenoiser(), NoMemory(), Staircase(3, shift=2.0), solver=solver)
+    clean = [torch.full((64, 3, 2, 2, 2), 5.0) for _ in range(3)]
+    entering = knowing_chunk(clean[2])
+    state, _ = engine.step(started(engine, clean), entering, torch.Generator().manual_seed(3))
+    for chunk, level in zip(state.stream, engine.staircase.stairs(1)[1:].tolist(), strict=True):
+        noise = (chunk.latents_BFCHW - (1 - level) * 5.0) / level
+        assert float(noise.mean()) == pytest.approx(0, abs=0.1)
+        assert float(noise.std()) == pytest.approx(1, abs=0.1)
+    assert torch.allclose(noise, entering.latents_BFCHW, atol=1e-4) == (solver == "euler")
+
+
 def test_a_start_needs_the_right_number_of_still_chunks():
     engine = WindowEngine(PerfectDenoiser(), StructuredMemory(), Staircase(3))
     clean = clean_chunks(1)
