@@ -22,7 +22,7 @@ from flowact.data import encode_sound
 from flowact.data.schema import DatasetInfo, write_dataset
 from flowact.data.shards import ShardWriter, encode_array, encode_json
 from flowact.errors import UserError
-from flowact.evaluation import FIRST_GENERATED_FRAME, evaluate_stream, evaluate_truth, merge_metrics, read_held_out, read_metrics
+from flowact.evaluation import FIRST_STREAMED_FRAME, evaluate_stream, evaluate_truth, merge_metrics, read_held_out, read_metrics
 from flowact.types import SAMPLES_PER_FRAME, STATES
 
 SIZE = 32
@@ -139,8 +139,8 @@ class Perfect:
         self.calls.append((references, samples, captions, seed))
         frames = []
         for sound in samples:
-            (clip,) = [c for c in self.held_out.clips if np.array_equal(c.samples[SAMPLES_PER_FRAME * FIRST_GENERATED_FRAME :], sound)]
-            true = self.held_out.character.render(clip.identity, clip.truth_TP)[FIRST_GENERATED_FRAME:]
+            (clip,) = [c for c in self.held_out.clips if np.array_equal(c.samples[SAMPLES_PER_FRAME * FIRST_STREAMED_FRAME :], sound)]
+            true = self.held_out.character.render(clip.identity, clip.truth_TP)[FIRST_STREAMED_FRAME:]
             frames.append(true[: len(true) // 4 * 4])
         return Stream(frames)
 
