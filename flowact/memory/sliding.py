@@ -25,7 +25,7 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
         if reference_gap < 1:
             raise ValueError(f"reference_gap={reference_gap} puts the reference where another entry stands; choose 1 or more")
         self.chunks = chunks
-        self.chunk_frames = chunk_frames
+        self.chunk_frames: int = chunk_frames
         self.reference_gap = reference_gap
 
     @property

@@ -81,7 +81,7 @@ class StructuredMemory(MemoryBank[MemoryState]):
         self.long = long
         self.short = short
         self.positions = positions
-        self.chunk_frames = chunk_frames
+        self.chunk_frames: int = chunk_frames
         self.reference_gap = reference_gap
 
     @property
