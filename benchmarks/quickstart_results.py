@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from PIL import Image
 
 from flowact.evaluation.report import describe_machine, number
@@ -44,8 +42,9 @@ def page(run: Path) -> str:
     lines = [
         "# Results",
         "",
-        f"Made by `flowact quickstart --out runs/quickstart` and `python benchmarks/quickstart_results.py runs/quickstart` on {datetime.now(UTC):%Y-%m-%d}.",
-        f"Machine: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU; " + ", ".join(f"{k} {v}" for k, v in facts.items()) + ".",
+        "Made by `flowact quickstart --out runs/quickstart` and `python benchmarks/quickstart_results.py runs/quickstart` on "
+        f"{datetime.now(UTC):%Y-%m-%d}.",
+        "Machine: " + ", ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         "One run, one seed. The figures are of people and speech that no stage has seen.",
         "",
         "## What each stage buys",

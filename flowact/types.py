@@ -30,7 +30,7 @@ class TensorRecord:
 
     def to(self: Record, *args: Any, **kwargs: Any) -> Record:
         """Same record with every tensor moved or cast as by `torch.Tensor.to`; integer tensors keep their type."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, TensorRecord):

@@ -20,11 +20,11 @@ class DecoderState(NamedTuple):
     previous_BFDHW: Tensor
 
 
-def zero_convolution(width: int, width_out: int) -> nn.Conv2d:
-    """A pointwise convolution that starts at zero."""
-    convolution = nn.Conv2d(width, width_out, 1)
-    nn.init.zeros_(convolution.weight)
-    nn.init.zeros_(convolution.bias)
+def zero_convolution(width: int, width_out: int, size: int = 1) -> nn.Conv2d:
+    """A convolution that starts at zero."""
+    convolution = nn.Conv2d(width, width_out, size, padding=size // 2)
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
     return convolution
 
 
@@ -34,9 +34,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second = zero_convolution(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(nnf.silu(self.first(nnf.silu(x))))
@@ -74,9 +72,7 @@ class CausalMix(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(2 * width, width, 3, padding=1)
-        nn.init.zeros_(self.convolution.weight)
-        nn.init.zeros_(self.convolution.bias)
+        self.convolution = zero_convolution(2 * width, width, 3)
 
     def forward(self, x_BFDHW: Tensor, previous_BFDHW: Tensor | None = None) -> Tensor:
         before = x_BFDHW[:, :1] if previous_BFDHW is None else previous_BFDHW
@@ -209,10 +205,9 @@ class CausalVideoAutoencoder(Autoencoder):
         basis = components[:, : self.latent_channels]
         variance = singular[: self.latent_channels].square() / len(patches)
         scale = variance.clamp(min=1e-8).sqrt()
-        self.encoder_linear.weight.copy_((basis / scale).T[:, :, None, None])
-        self.encoder_linear.bias.copy_(-(mean @ (basis / scale)))
-        self.decoder_linear.weight.copy_((basis * scale)[:, :, None, None])
-        self.decoder_linear.bias.copy_(mean)
+        analysis, synthesis = basis / scale, basis * scale
+        self.encoder_linear.load_state_dict({"weight": analysis.T[:, :, None, None], "bias": -(mean @ analysis)})
+        self.decoder_linear.load_state_dict({"weight": synthesis[:, :, None, None], "bias": mean})
         return float(variance.sum() / (patches - mean).square().mean(0).sum())
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from flowact.callbacks.checkpoint import CheckpointFolder
 from flowact.callbacks.ema import ExponentialMovingAverage
 from flowact.callbacks.guard import NonFiniteGuard
-from flowact.callbacks.preview import PreviewClip, StreamPreview
+from flowact.callbacks.preview import StreamPreview
 from flowact.callbacks.progress import StepProgress
 from flowact.callbacks.throughput import Throughput
 
-__all__ = ["CheckpointFolder", "ExponentialMovingAverage", "NonFiniteGuard", "PreviewClip", "StepProgress", "StreamPreview", "Throughput"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,23 +22,9 @@ from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from flowact.stages.base import DenoiserStage
+    from flowact.stages.preview import PreviewClip
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PreviewClip:
-    """A clip that a stage has streamed.
-
-    Attributes:
-        frames_THWC: uint8 RGB at 25 fps.
-        samples: mono float32 in [-1, 1] at 16 kHz, of the same duration.
-        caption: what it shows, for the log.
-    """
-
-    frames_THWC: np.ndarray
-    samples: np.ndarray
-    caption: str
 
 
 class StreamPreview(Callback):

@@ -173,23 +173,33 @@ def build_character(spec: dict[str, Any] | None, where: str) -> Character:
 class Generated(Protocol):
     """What a pipeline returns: frames (T, H, W, 3) uint8 per clip, and how fast it was."""
 
-    frames: Sequence[np.ndarray]
-    ttff_seconds: float
-    frames_per_second: float
-    evaluations_per_chunk: float
-    num_chunks: int
+    @property
+    def frames(self) -> Sequence[np.ndarray]: ...
+
+    @property
+    def ttff_seconds(self) -> float: ...
+
+    @property
+    def frames_per_second(self) -> float: ...
+
+    @property
+    def evaluations_per_chunk(self) -> float: ...
+
+    @property
+    def num_chunks(self) -> int: ...
 
 
 class Streamer(Protocol):
     """The part of `flowact.sampling.pipeline.Pipeline` that evaluation needs."""
 
-    autoencoder: Autoencoder
+    @property
+    def autoencoder(self) -> Autoencoder: ...
 
     def generate(
         self,
-        references: list[Tensor],
-        samples: list[np.ndarray],
-        captions: list[Any],
+        references: Sequence[Tensor],
+        samples: Sequence[np.ndarray],
+        captions: Sequence[Sequence[tuple[int, str]]],
         seed: int = 0,
         progress: Callable[..., None] | None = None,
     ) -> Generated: ...

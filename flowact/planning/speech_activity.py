@@ -84,7 +84,7 @@ class SpeechActivityPlanner(Planner):
 
     def __init__(
         self,
-        captions: dict[str, list[str]] | None = None,
+        captions: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
         longest_pause_seconds: float = 0.4,
         shortest_speech_seconds: float = 0.08,

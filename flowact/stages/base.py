@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from flowact.schedulers.base import NoiseScheduler
 from flowact.types import Batch, Chunk, MemoryView
 
 if TYPE_CHECKING:
-    from flowact.callbacks.preview import PreviewClip
+    from flowact.stages.preview import PreviewClip
 
 #: noise levels by which the loss is logged
 LEVEL_BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01))
@@ -82,6 +82,7 @@ class Stage(pl.LightningModule):
         self.optimizer = optimizer or AdamW()
         self.recipe: dict[str, Any] = {}
         self.ancestors: list[dict[str, Any]] = []
+        self._parent_lineage: dict[str, Any] | None = None
 
     @abstractmethod
     def trained_module(self) -> nn.Module:
@@ -158,7 +159,6 @@ class DenoiserStage(Stage):
         self.num_chunks = num_chunks
         self.dropout = dropout or ConditionDropout()
         self.allow_lineage = tuple(allow_lineage)
-        self._parent_lineage: Mapping[str, Any] | None = None
 
     def trained_module(self) -> Denoiser:
         """See `Stage.trained_module`."""
@@ -275,7 +275,7 @@ class DenoiserStage(Stage):
     def log_by_level(self, split: str, error_BF: Tensor, sigma_BF: Tensor) -> None:
         """Log the mean error per bin of noise levels; bins that nothing fell into are left out."""
         first_only = split == "val"  # bins differ between processes, so they cannot be averaged over them
-        if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):
+        if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
             return
         error_BF = error_BF.detach()
         for low, high in LEVEL_BINS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,22 @@ from flowact.schedulers.staircase import Staircase
 from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
 if TYPE_CHECKING:
-    from flowact.callbacks.preview import PreviewClip
     from flowact.stages.base import DenoiserStage
+
+
+@dataclass(frozen=True)
+class PreviewClip:
+    """A clip that a stage has streamed.
+
+    Attributes:
+        frames_THWC: uint8 RGB at 25 fps.
+        samples: mono float32 in [-1, 1] at 16 kHz, of the same duration.
+        caption: what it shows, for the log.
+    """
+
+    frames_THWC: np.ndarray
+    samples: np.ndarray
+    caption: str
 
 
 def preview_pipeline(stage: DenoiserStage) -> Pipeline:
@@ -41,8 +56,6 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
 
 def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int) -> list[PreviewClip]:
     """The first validation clips, streamed with their own sound, captions and reference picture."""
-    from flowact.callbacks.preview import PreviewClip
-
     data: Any = stage.trainer.datamodule  # type: ignore[attr-defined]
     if data.val is None:
         return []

@@ -15,12 +15,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tiny import Data, TinyStage
 
-from flowact.callbacks import CheckpointFolder, ExponentialMovingAverage, NonFiniteGuard, PreviewClip, StepProgress, StreamPreview, Throughput
+from flowact.callbacks import CheckpointFolder, ExponentialMovingAverage, NonFiniteGuard, StepProgress, StreamPreview, Throughput
 from flowact.callbacks.preview import contact_sheet
 from flowact.callbacks.randomness import seed_generators
 from flowact.callbacks.throughput import batch_size
 from flowact.checkpoints import open_checkpoint
 from flowact.errors import UserError
+from flowact.stages.preview import PreviewClip
 from flowact.types import Batch
 
 
