@@ -7,3 +7,4 @@ from flowact.callbacks.preview import StreamPreview
 from flowact.callbacks.progress import StepProgress
 from flowact.callbacks.throughput import Throughput
 
+__all__ = ["CheckpointFolder", "ExponentialMovingAverage", "NonFiniteGuard", "StepProgress", "StreamPreview", "Throughput"]

@@ -3,12 +3,11 @@
 `flowact.evaluation.report` and `flowact.evaluation.pictures` are imported by name where pictures are wanted.
 """
 
-from flowact.evaluation.held_out import FIRST_STREAMED_FRAME, Evaluation, HeldOut, HeldOutClip, evaluate_stream, evaluate_truth, read_held_out
+from flowact.evaluation.held_out import Evaluation, HeldOut, HeldOutClip, evaluate_stream, evaluate_truth, read_held_out
 from flowact.evaluation.measurement import METRIC_NAMES, Clip, ClipMeasurement, Measurement, measure
 from flowact.evaluation.metrics_file import merge_metrics, read_metrics
 
 __all__ = [
-    "FIRST_STREAMED_FRAME",
     "METRIC_NAMES",
     "Clip",
     "ClipMeasurement",

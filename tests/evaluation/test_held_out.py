@@ -22,8 +22,8 @@ from flowact.data import encode_sound
 from flowact.data.schema import DatasetInfo, write_dataset
 from flowact.data.shards import ShardWriter, encode_array, encode_json
 from flowact.errors import UserError
-from flowact.evaluation import FIRST_STREAMED_FRAME, evaluate_stream, evaluate_truth, merge_metrics, read_held_out, read_metrics
-from flowact.types import SAMPLES_PER_FRAME, STATES
+from flowact.evaluation import evaluate_stream, evaluate_truth, merge_metrics, read_held_out, read_metrics
+from flowact.types import FIRST_STREAMED_FRAME, SAMPLES_PER_FRAME, STATES
 
 SIZE = 32
 CHARACTER = {"class_path": "Puppet", "init_args": {"size": SIZE}}
