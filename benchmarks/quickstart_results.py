@@ -17,6 +17,7 @@ from PIL import Image
 from flowact.evaluation.report import describe_machine, number
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+KERNELS = Path(__file__).resolve().parent / "results" / "cpu_kernels.json"
 COLUMNS = {
     "lip_correlation": "lip correlation",
     "lip_correlation_shuffled": "with other speech",
@@ -76,8 +77,25 @@ def page(run: Path) -> str:
         "|---|---|",
         *(f"| {name.replace('_', ' ')} | {value:.0f} |" for name, value in seconds.items()),
         "",
+        *kernel_choices(),
     ]
     return "\n".join(lines)
+
+
+def kernel_choices() -> list[str]:
+    """The figures of cpu_kernels.py, as it printed them."""
+    found = json.loads(KERNELS.read_text())
+    return [
+        "## Choices for CPUs",
+        "",
+        "`OMP_NUM_THREADS=1 python benchmarks/cpu_kernels.py > benchmarks/results/cpu_kernels.json`: CPU time of forward and backward in",
+        f"bfloat16, as a ratio to what the choice replaces (torch {found['torch']}; below 1 is faster).",
+        "",
+        "| choice / other | ratio |",
+        "|---|---|",
+        *(f"| {name} | {ratio:.2f} |" for name, ratio in found["ratios"].items()),
+        "",
+    ]
 
 
 def main() -> None:

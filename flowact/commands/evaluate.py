@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder", metavar="DIR", help="with --truth: folder of the autoencoder; without it and --checkpoint, raw pixels")
     parser.add_argument("--seconds", type=float, metavar="N", help="use N seconds of each clip, and no shorter clip; default: as the shortest clip")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the split")
-    parser.add_argument("--micro-steps", type=int, metavar="M", help="denoising steps per chunk at each level; default: the checkpoint's own")
+    parser.add_argument("--micro-steps", type=int, default=1, metavar="M", help="evaluations per stair (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to stream (default: %(default)s)")
     parser.add_argument("--video", metavar="FILE", help="write one clip as .mp4 with sound: truth on the left, the stream on the right")

@@ -87,7 +87,7 @@ class Pipeline:
         cls,
         folder: str | Path,
         device: str = "cpu",
-        micro_steps: int | None = None,
+        micro_steps: int = 1,
         guidance: float = 1.0,
         shift: float | None = None,
     ) -> Pipeline:
@@ -96,13 +96,15 @@ class Pipeline:
         Args:
             folder: checkpoint folder.
             device: where to compute.
-            micro_steps: M; the default is 1, three evaluations per chunk for W = 3.
+            micro_steps: M; 1 is three evaluations per chunk for W = 3.
             guidance: classifier-free guidance scale.
             shift: of the staircase; the default is what the stage was trained with, else 1.
 
         Raises:
             UserError: damaged or incomplete checkpoint.
         """
+        if micro_steps < 1:
+            raise UserError(f"{micro_steps} evaluations per stair: at least 1 is needed, and more for a model that is not distilled")
         checkpoint = open_checkpoint(Path(folder))
         arguments = _stage_arguments(checkpoint)
         lineage = checkpoint.lineage
@@ -116,7 +118,7 @@ class Pipeline:
             instantiate(encoders["text"], "conditioning"),
             instantiate(encoders["audio"], "conditioning"),
             instantiate(bank_spec, "memory"),
-            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps or 1, shift=trained_shift(arguments) if shift is None else shift),
+            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps, shift=trained_shift(arguments) if shift is None else shift),
             int(lineage["chunk_frames"]),
             tuple(lineage["latent_shape"][1:]),
             guidance,
