@@ -24,12 +24,20 @@ def join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+_opened: set[str] = set()
+
+
 def close_imports(allowed: Sequence[str]) -> None:
-    """Make jsonargparse import from the allowed prefixes only: a class may be given as a bare string, which no search for `class_path` sees."""
+    """Make jsonargparse import from the allowed prefixes only: a class may be given as a bare string, which no search for `class_path` sees.
+
+    jsonargparse adds to its lists, so what an earlier call allowed and this one does not is denied by name.
+    """
     from jsonargparse import set_parsing_settings
 
+    closed = sorted(_opened.difference(allowed))
+    _opened.update(allowed)
     set_parsing_settings(
-        import_path_denylist=["*"],
+        import_path_denylist=["*", *closed],
         import_path_allowlist=list(allowed),
         instantiate_subclass_spec_in_any=False,
         config_read_mode_fsspec_enabled=False,

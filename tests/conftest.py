@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,20 @@ import pytest
 from flowact import registry
 
 Install = Callable[..., Path]
+#: what a training in this process leaves in the environment; a later training in another process would take it for its own launch
+LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+
+
+@pytest.fixture(autouse=True)
+def launch_variables() -> Iterator[None]:
+    """Every test finds the environment of the command line."""
+    before = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture

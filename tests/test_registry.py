@@ -124,6 +124,14 @@ def test_an_allowed_module_is_no_way_to_what_it_imports(class_path):
         registry.load_class(class_path)
 
 
+def test_what_one_check_trusts_the_next_does_not(toy, canary):
+    spec = registry.expand({"class_path": "ToyBank", "init_args": {"inner": "canary_module.Thing"}})
+    with pytest.raises(UserError, match="subclass of MemoryBank"):
+        registry.check_spec(spec, trusted=["canary_module"])
+    with pytest.raises(UserError, match="outside flowact"):
+        registry.check_spec(spec)
+
+
 def test_trust_lasts_for_the_process_and_wants_a_prefix():
     registry.trust("my_company.models")
     registry.check_allowed("my_company.models.Bank")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -96,11 +95,9 @@ def _extras() -> list[str]:
 
 
 def _compilers() -> Iterator[Finding]:
-    why = "DeepSpeed compiles a small op once, which takes a minute or two on the first run"
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    yield Finding("g++", "ok" if compiler else "missing", compiler or f"not found; {why}", "" if compiler else "apt-get install g++")
-    ninja = shutil.which("ninja") or (importlib.util.find_spec("ninja") and "python package")
-    yield Finding("ninja", "ok" if ninja else "missing", ninja or f"not found; {why}", "" if ninja else "pip install ninja")
+    absent = "not found; training needs none, only operations that DeepSpeed compiles on demand"
+    yield Finding("g++", "ok" if compiler else "optional", compiler or absent, "" if compiler else "apt-get install g++")
 
 
 def _hardware() -> Iterator[Finding]:

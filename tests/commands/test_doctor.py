@@ -26,13 +26,14 @@ def test_what_this_machine_has_is_found():
     assert status(found, "python").status == "ok"
 
 
-def test_missing_compiler_is_needed_and_the_fix_is_given(monkeypatch, capsys):
+def test_a_missing_compiler_is_no_obstacle_and_the_fix_is_given(monkeypatch, capsys):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "g++" else which(name))
-    assert cli.main(["doctor", "--json"]) == 1
+    monkeypatch.setattr(doctor, "_hardware", list)  # whatever else this machine lacks
+    assert cli.main(["doctor", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     (compiler,) = [finding for finding in record["findings"] if finding["name"] == "g++"]
-    assert (record["ok"], compiler["status"], compiler["fix"]) == (False, "missing", "apt-get install g++")
+    assert (record["ok"], compiler["status"], compiler["fix"]) == (True, "optional", "apt-get install g++")
 
 
 @pytest.mark.parametrize(
