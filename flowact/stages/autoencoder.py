@@ -23,6 +23,8 @@ class AutoencoderTraining(Stage):
         autoencoder: the trained autoencoder.
         kl_weight: weight of the divergence, a mean over latent numbers.
         squared_weight: weight of the squared error.
+        latent_noise: largest noise on the latents that the decoder learns to forgive, in standard deviations of their channels. Each clip draws
+            its own strength below that, so clean latents stay sharp and what a denoiser gets a little wrong does not show as blocks.
         principal_clips: clips that the closed-form start looks at; 0 starts from random weights.
         optimizer: optimizer and schedule.
     """
@@ -35,6 +37,7 @@ class AutoencoderTraining(Stage):
         autoencoder: CausalVideoAutoencoder,
         kl_weight: float = 1e-4,
         squared_weight: float = 2.0,
+        latent_noise: float = 0.0,
         principal_clips: int = 128,
         optimizer: AdamW | None = None,
     ) -> None:
@@ -42,6 +45,7 @@ class AutoencoderTraining(Stage):
         self.autoencoder = autoencoder
         self.kl_weight = kl_weight
         self.squared_weight = squared_weight
+        self.latent_noise = latent_noise
         self.principal_clips = principal_clips
         self.variance_kept: float | None = None
 
@@ -76,7 +80,11 @@ class AutoencoderTraining(Stage):
     def reconstruction(self, batch: FrameBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstructed frames, mean and log variance, in float32."""
         mean, log_variance = (x.float() for x in self.autoencoder.posterior(batch.frames_BCTHW))
-        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        latents = mean
+        if self.training:
+            strength = self.latent_noise * torch.rand(mean.shape[0], 1, 1, 1, 1, device=mean.device)
+            spread = (0.5 * log_variance).exp() + strength * self.autoencoder.latent_std[:, None, None]
+            latents = mean + spread * torch.randn_like(mean)
         frames, _ = self.autoencoder.reconstruct(latents)
         return frames[:, :, self.autoencoder.temporal_stride - 1 :].float(), mean, log_variance
 
