@@ -70,8 +70,9 @@ def prepare_picture(picture: Image.Image | np.ndarray, size: int | tuple[int, in
     image = _to_rgb(image)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
-    pixels_HWC = torch.from_numpy(np.array(image))
-    return (pixels_HWC.permute(2, 0, 1)[None].float() / 127.5 - 1.0).contiguous()
+    from torchvision.transforms.v2.functional import pil_to_tensor  # here, so that those who encode text or sound do not wait for it
+
+    return pil_to_tensor(image)[None].float() / 127.5 - 1.0
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from PIL import Image
 
 from flowact.autoencoders import load_autoencoder
+from flowact.conditioning import prepare_picture
 from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
 from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, character_captions, trained_shift
@@ -59,31 +60,23 @@ def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int) -> list
     data: Any = stage.trainer.datamodule  # type: ignore[attr-defined]
     if data.val is None:
         return []
-    split = open_split(data.val)
+    split, pipeline = open_split(data.val), preview_pipeline(stage)
     num_frames = int(seconds * FRAMES_PER_SECOND)
     heard = slice(FIRST_STREAMED_FRAME * SAMPLES_PER_FRAME, (FIRST_STREAMED_FRAME + num_frames) * SAMPLES_PER_FRAME)
     references, sounds, captions, texts = [], [], [], []
     for clip in split.clips[:num_clips]:
         metadata = split.decode(clip, "json")
-        references.append(picture(split.decode(clip, "ref.png")))
+        references.append(prepare_picture(Image.open(BytesIO(split.decode(clip, "ref.png"))), pipeline.picture_size)[0])
         sound = decode_sound(split.decode(clip, "wav"), clip.key).astype(np.float32) / 32768
         sounds.append(sound[heard])
         timed = [(max(first - FIRST_STREAMED_FRAME, 0), text) for first, last, _, text in metadata["captions"] if last > FIRST_STREAMED_FRAME]
         captions.append(timed)
         texts.append("; ".join(f"{first / FRAMES_PER_SECOND:.1f} s {text}" for first, text in timed if first < num_frames))
-    result = preview_pipeline(stage).generate(references, sounds, captions)
+    result = pipeline.generate(references, sounds, captions)
     return [
         PreviewClip(frames[:num_frames], _fit(sound, len(frames[:num_frames])), text)
         for frames, sound, text in zip(result.frames, sounds, texts, strict=True)
     ]
-
-
-def picture(data: bytes) -> torch.Tensor:
-    """(3, H, W) in [-1, 1] of an encoded picture."""
-    from PIL import Image
-
-    pixels = np.array(Image.open(BytesIO(data)).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _fit(samples: np.ndarray, num_frames: int) -> np.ndarray:
