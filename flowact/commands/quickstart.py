@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STAGES = ("pretraining", "diffusion_forcing", "self_forcing", "distillation")
 STATE_FILE = "quickstart.json"
 NEEDED_BYTES = 2 << 30
+#: left by a training in this process; a child that inherits them would join that training's group
+LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "RANK", "LOCAL_RANK", "GROUP_RANK")
 
 
 @dataclass(frozen=True)
@@ -260,14 +262,14 @@ def left(progress: Progress, steps: list[Step]) -> str:
 
 #: share of a whole run's time, measured; only the estimate of the remaining time depends on it
 SHARES = {
-    "synth": 0.05,
-    "autoencoder": 0.13,
-    "encode": 0.03,
-    "pretraining": 0.26,
+    "synth": 0.02,
+    "autoencoder": 0.12,
+    "encode": 0.04,
+    "pretraining": 0.22,
     "diffusion_forcing": 0.24,
-    "self_forcing": 0.12,
-    "distillation": 0.11,
-    "stream": 0.02,
+    "self_forcing": 0.14,
+    "distillation": 0.13,
+    "evaluate_truth": 0.02,
 }
 
 
@@ -281,7 +283,7 @@ def execute(step: Step, out: Path) -> None:
     if step.resume is not None and (step.resume / "manifest.json").is_file():
         argv += ["--resume", str(step.resume)]
     if step.parallel:
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
         code = subprocess.run([sys.executable, "-m", "flowact", *argv[1:]], check=False, env=environment).returncode
     else:
         code = command(argv[0])(argv[1:])
