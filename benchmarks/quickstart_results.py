@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from flowact.commands.quickstart import STAGES, scalars
 from flowact.evaluation.report import describe_machine, number
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -50,7 +52,8 @@ def page(run: Path) -> str:
         "",
         "## What each stage buys",
         "",
-        "Every stage is streamed in the same way: 3 evaluations a chunk, no guidance, through the structured memory bank, 20 s per clip.",
+        "Every stage is streamed in the same way: 3 evaluations a chunk, no guidance, 20 s per clip, through the structured memory bank",
+        "(pretraining knows no memory but the reference).",
         "`truth` is the real clip through the same autoencoder: no model in front of this decoder can do better.",
         "",
         "| | " + " | ".join(COLUMNS.values()) + " |",
@@ -77,9 +80,27 @@ def page(run: Path) -> str:
         "|---|---|",
         *(f"| {name.replace('_', ' ')} | {value:.0f} |" for name, value in seconds.items()),
         "",
+        *curves(run),
         *kernel_choices(),
     ]
     return "\n".join(lines)
+
+
+def curves(run: Path) -> list[str]:
+    """Where each stage's training loss began and ended, averaged over a few logged steps, and its loss on held-out clips at the end."""
+    lines = ["## Curves", "", "| stage | steps | training loss, first | last | held-out loss | steps a second |", "|---" * 6 + "|"]
+    for stage in STAGES:
+        logs = run / "logs" / stage
+        steps, losses = scalars(logs, "train/loss") or ([], [])
+        held_out, speed = scalars(logs, "val/loss"), scalars(logs, "throughput/steps_per_second")
+        if not losses:
+            raise SystemExit(f"{logs} has no train/loss; is {run} a finished quickstart?")
+        last = statistics.fmean(losses[-5:])
+        lines.append(
+            f"| {stage.replace('_', ' ')} | {steps[-1] + 1:.0f} | {losses[0]:.3f} | {last:.3f} | "
+            f"{f'{held_out[1][-1]:.3f}' if held_out else '-'} | {f'{statistics.median(speed[1]):.2f}' if speed else '-'} |"
+        )
+    return [*lines, ""]
 
 
 def kernel_choices() -> list[str]:
