@@ -125,9 +125,9 @@ def main() -> None:
     run = parser.parse_args().run
     (DOCS / "images").mkdir(parents=True, exist_ok=True)
     (DOCS / "results.md").write_text(page(run))
-    sheet = Image.open(run / "media" / "distillation-states.png").convert("RGB")
-    sheet.thumbnail((1200, 1200))
-    sheet.save(DOCS / "images" / "quickstart.png", optimize=True)
+    sheet = Image.open(run / "media" / "distillation-states.png").convert("RGBA")
+    page_white = Image.new("RGBA", sheet.size, "white")
+    Image.alpha_composite(page_white, sheet).convert("RGB").save(DOCS / "images" / "quickstart.png", optimize=True)
     print(DOCS / "results.md")
 
 

@@ -254,7 +254,7 @@ def left(progress: Progress, steps: list[Step]) -> str:
     share = {step.name: SHARES.get(step.name, 0.01) for step in steps}
     done = sum(share[step.name] for step in known)
     if done < 0.02:
-        return "about 15 minutes on two cores"
+        return "about a quarter of an hour on two cores"
     spent = sum(progress.seconds[step.name] for step in known)
     rest = spent / done * (sum(share.values()) - done)
     return f"about {max(1, round(rest / 60))} min left"
