@@ -11,6 +11,7 @@ WARNINGS = (
     r".*Consider setting `persistent_workers.*",
     r".*GPU available but not used.*",
     r".*pkg_resources.*",
+    r".*It is recommended to use `self.log.*loss_sigma.*",
     r".*isinstance\(treespec, LeafSpec\).*",
 )
 MESSAGES = (

@@ -273,17 +273,14 @@ class DenoiserStage(Stage):
         return loss
 
     def log_by_level(self, split: str, error_BF: Tensor, sigma_BF: Tensor) -> None:
-        """Log the mean error per bin of noise levels; in training, bins that nothing fell into are left out."""
-        validating = split == "val"
-        if not validating and self.global_step % max(self.trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
+        """Log the mean error per bin of noise levels, of this process; bins that nothing fell into are left out."""
+        if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
             return
         error_BF = error_BF.detach()
         for low, high in LEVEL_BINS:
             inside = (sigma_BF >= low) & (sigma_BF < high)
-            count = int(inside.sum())
-            if count or validating:  # in validation every process logs every bin, weighted by what fell into it, so that none waits
-                mean = error_BF[inside].mean() if count else error_BF.new_zeros(())
-                self.log(f"{split}/loss_sigma_{low:.2f}", mean, batch_size=count, sync_dist=validating)
+            if inside.any():  # not averaged over processes: another one may have nothing in the bin
+                self.log(f"{split}/loss_sigma_{low:.2f}", error_BF[inside].mean(), batch_size=int(inside.sum()))
 
     def preview_clips(self, seconds: float, num_clips: int) -> list[PreviewClip]:
         """Short streamed clips of the validation set, for the eye and the ear."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import deepspeed
 
 _LAYOUT_FILE = "layout.json"
-_LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+_LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 class AutocastPrecision(DeepSpeedPrecision):
@@ -154,7 +154,8 @@ class DeepSpeed(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         _skip_inference_kernels()
-        self._environment_before: dict[str, str | None] = {}
+        # before Lightning's launcher, which sets some of them even for one process
+        self._environment_before = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
 
     @property
     def on_cpu(self) -> bool:
@@ -187,7 +188,6 @@ class DeepSpeed(DeepSpeedStrategy):
             super().setup_environment()
 
     def setup_distributed(self) -> None:
-        self._environment_before = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
         if self.on_cpu:  # no device index to validate
             reset_seed()
             self.set_world_ranks()
