@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Generic, Literal, Protocol, TypeVar, final
 
 import lightning.pytorch as pl
 import numpy as np
@@ -199,8 +200,65 @@ def collate_windows(samples: Sequence[dict[str, Any]]) -> Batch:
     return Batch(**tensors, keys=keys)
 
 
+class Clips(Protocol):
+    """Windows of the clips of one split."""
+
+    split: Split
+
+    def read(self, window: Window) -> Any: ...
+
+
+OpenClips = TypeVar("OpenClips", bound=Clips)
+
+
+class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
+    """What data modules share: two splits, opened when they are needed, and a loader for each. Their arguments are the subclass's."""
+
+    train: str
+    val: str | None
+    batch_size: int
+    num_workers: int
+    seed: int
+    windows_per_clip: int
+    shards_in_flight: int
+    _collate: Callable[[list[Any]], Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clips: dict[str, OpenClips] = {}
+
+    @abstractmethod
+    def _open(self, name: str, spec: str) -> OpenClips:
+        """Open the split `name` and check its clips."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a trainer's stage needs."""
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("val",)}.get(stage or "", ("train", "val"))
+        for name in wanted:
+            spec = {"train": self.train, "val": self.val}[name]
+            if spec is not None and name not in self._clips:
+                self._clips[name] = self._open(name, spec)
+
+    def train_dataloader(self) -> ShardLoader:
+        """Shuffled windows of the train split, `windows_per_clip` a clip and epoch."""
+        self.setup("fit")
+        return self.loader("train", *_place(self.trainer))
+
+    def val_dataloader(self) -> ShardLoader | list[Any]:
+        """The same windows of the val split every time."""
+        if self.val is None:
+            return []
+        self.setup("validate")
+        return self.loader("val", *_place(self.trainer))
+
+    def loader(self, split: Literal["train", "val"], rank: int = 0, world_size: int = 1) -> ShardLoader:
+        """The loader of one process, for use without a Trainer too (after `setup`)."""
+        clips = self._clips[split]
+        return _loader(clips.split, clips.read, self._collate, self, split, rank, world_size)
+
+
 @final
-class ShardDataModule(pl.LightningDataModule):
+class ShardDataModule(WindowDataModule[EncodedClips]):
     """Windows of encoded clips: latents with sound and captions of the same pixel frames, and a reference picture.
 
     Yields `Batch` with F = history_frames + window_frames. The order is a pure function of (seed, epoch, position); a resumed run goes on
@@ -224,6 +282,8 @@ class ShardDataModule(pl.LightningDataModule):
         cache_bytes: decoded clips kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
     """
+
+    _collate = staticmethod(collate_windows)
 
     def __init__(
         self,
@@ -263,7 +323,6 @@ class ShardDataModule(pl.LightningDataModule):
         self.max_captions = max_captions
         self.cache_bytes = cache_bytes
         self.shards_in_flight = shards_in_flight
-        self._clips: dict[str, EncodedClips] = {}
 
     @property
     def num_frames(self) -> int:
@@ -304,18 +363,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits and check that every clip is long enough and has all columns."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("val",)}.get(stage or "", ("train", "val"))
-        for name in wanted:
-            spec = {"train": self.train, "val": self.val}[name]
-            if spec is not None and name not in self._clips:
-                self._clips[name] = EncodedClips(
-                    open_split(spec),
-                    self._folders(spec),
-                    num_frames=self.num_frames,
-                    max_captions=self.max_captions,
-                    reference=self.reference if name == "train" else "first",
-                    cache_bytes=self.cache_bytes,
-                )
+        super().setup(stage)
         if len(self._clips) == 2:
             ours, theirs = (self._clips[name].infos for name in ("train", "val"))
             for column in COLUMNS:
@@ -325,22 +373,15 @@ class ShardDataModule(pl.LightningDataModule):
                         "encode both with one"
                     )
 
-    def train_dataloader(self) -> ShardLoader:
-        """Shuffled windows of the train split, `windows_per_clip` a clip and epoch."""
-        self.setup("fit")
-        return self.loader("train", *_place(self.trainer))
-
-    def val_dataloader(self) -> ShardLoader | list[Any]:
-        """The same windows of the val split every time."""
-        if self.val is None:
-            return []
-        self.setup("validate")
-        return self.loader("val", *_place(self.trainer))
-
-    def loader(self, split: Literal["train", "val"], rank: int = 0, world_size: int = 1) -> ShardLoader:
-        """The loader of one process, for use without a Trainer too (after `setup`)."""
-        clips = self._clips[split]
-        return _loader(clips.split, clips.read, collate_windows, self, split, rank, world_size)
+    def _open(self, name: str, spec: str) -> EncodedClips:
+        return EncodedClips(
+            open_split(spec),
+            self._folders(spec),
+            num_frames=self.num_frames,
+            max_captions=self.max_captions,
+            reference=self.reference if name == "train" else "first",
+            cache_bytes=self.cache_bytes,
+        )
 
     def _folders(self, spec: str) -> dict[str, Path]:
         folder = _split_folder(spec)
@@ -425,7 +466,7 @@ def collate_frames(samples: Sequence[tuple[np.ndarray, str]]) -> FrameBatch:
 
 
 @final
-class FrameDataModule(pl.LightningDataModule):
+class FrameDataModule(WindowDataModule[PixelClips]):
     """Windows of pixel frames for training an autoencoder; order and resume as in `ShardDataModule`.
 
     Args:
@@ -439,6 +480,8 @@ class FrameDataModule(pl.LightningDataModule):
         cache_bytes: decoded frames kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
     """
+
+    _collate = staticmethod(collate_frames)
 
     def __init__(
         self,
@@ -463,7 +506,6 @@ class FrameDataModule(pl.LightningDataModule):
         self.windows_per_clip = windows_per_clip
         self.cache_bytes = cache_bytes
         self.shards_in_flight = shards_in_flight
-        self._clips: dict[str, PixelClips] = {}
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -480,37 +522,15 @@ class FrameDataModule(pl.LightningDataModule):
         """What a checkpoint stores and compares."""
         return self.conditions
 
-    def setup(self, stage: str | None = None) -> None:
-        """Open the splits and check that every clip is long enough."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("val",)}.get(stage or "", ("train", "val"))
-        for name in wanted:
-            spec = {"train": self.train, "val": self.val}[name]
-            if spec is not None and name not in self._clips:
-                self._clips[name] = PixelClips(open_split(spec), self.num_frames, self.cache_bytes)
-
-    def train_dataloader(self) -> ShardLoader:
-        """Shuffled windows of the train split, `windows_per_clip` a clip and epoch."""
-        self.setup("fit")
-        return self.loader("train", *_place(self.trainer))
-
-    def val_dataloader(self) -> ShardLoader | list[Any]:
-        """The same windows of the val split every time."""
-        if self.val is None:
-            return []
-        self.setup("validate")
-        return self.loader("val", *_place(self.trainer))
-
-    def loader(self, split: Literal["train", "val"], rank: int = 0, world_size: int = 1) -> ShardLoader:
-        """The loader of one process, for use without a Trainer too (after `setup`)."""
-        clips = self._clips[split]
-        return _loader(clips.split, clips.read, collate_frames, self, split, rank, world_size)
+    def _open(self, name: str, spec: str) -> PixelClips:
+        return PixelClips(open_split(spec), self.num_frames, self.cache_bytes)
 
 
 def _loader(
     clips: Split,
     read: Callable[[Window], Any],
     collate: Callable[[list[Any]], Any],
-    module: ShardDataModule | FrameDataModule,
+    module: WindowDataModule[Any],
     split: str,
     rank: int,
     world_size: int,
