@@ -24,7 +24,20 @@ from flowact.models.base import Denoiser
 from flowact.planning.base import Planner
 from flowact.schedulers.base import NoiseScheduler
 from flowact.signatures import arguments_of
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES, Chunk, ConditionTokens, MemoryView, Segment, TensorRecord, WindowLayout
+from flowact.types import (
+    FRAMES_PER_SECOND,
+    FULL_VISIBILITY,
+    SAMPLES_PER_FRAME,
+    STATES,
+    Chunk,
+    ConditionTokens,
+    MemoryFeatures,
+    MemoryView,
+    Segment,
+    TensorRecord,
+    Visibility,
+    WindowLayout,
+)
 from flowact.writers.base import VideoWriter
 
 __all__ = [
@@ -170,10 +183,12 @@ def _check_view(bank: MemoryBank, view: MemoryView, reference: Chunk, when: str)
     }
     for name, (got, want) in sizes.items():
         _ensure(got == want, bank, "read returns num_frames frames in num_segments segments", f"{name}: {got}, expected {want}, {when}")
-    ends = [segment.position + segment.num_frames for segment in view.segments]
-    starts = [*(segment.position for segment in view.segments[1:]), 0]
-    in_order = all(end <= start for end, start in zip(ends, starts, strict=True))
-    _ensure(in_order, bank, "segments stand oldest first, apart from each other and before the stream (0)", f"{view.segments} {when}")
+    history = [segment for segment in view.segments if segment.kind != "reference"]  # a reference may be anchored anywhere
+    ends = [segment.position + segment.num_frames for segment in history]
+    starts = [*(segment.position for segment in history[1:]), 0]
+    in_order = all(end <= start for end, start in zip(ends, starts, strict=bool(history)))
+    _ensure(in_order, bank, "history stands oldest first, apart from each other and before the stream (0)", f"{view.segments} {when}")
+    _ensure(len(view.identities) in (0, segments), bank, "identities are one per segment, or none", f"{view.identities} {when}")
     _ensure(all(segment.is_memory for segment in view.segments), bank, "memory holds no stream segment", when)
     WindowLayout((*view.segments, Segment("stream", 1, 0)))
     first = 0
@@ -373,7 +388,7 @@ def check_denoiser(
     """
     denoiser.eval()
     memory = (Segment("reference", 1, -6), Segment("long", 1, -3), Segment("short", 1, -1))
-    layout = WindowLayout((*memory, Segment("stream", 2, 0), Segment("stream", 2, 2)), stream_mask="block_causal")
+    layout = WindowLayout((*memory, Segment("stream", 2, 0), Segment("stream", 2, 2)), Visibility(stream="block_causal"))
     generator = _generator(0)
     latents = torch.randn(2, layout.num_frames, denoiser.latent_channels, height, width, generator=generator)
     sigma = torch.tensor([[0.0] * 3 + [0.3] * 2 + [0.8] * 2] * 2)
@@ -392,6 +407,34 @@ def check_denoiser(
         _same(denoiser(later, sigma, tokens, layout)[:, :2], velocity[:, :2], tolerance), denoiser, "block causal: a chunk does not see later chunks"
     )
     _refuses(lambda: denoiser(latents[:, 1:], sigma, tokens, layout), denoiser, "a window that does not fit its layout is refused")
+    if denoiser.reuses_memory:
+        _check_memory_reuse(denoiser, latents, sigma, tokens, memory, tolerance)
+
+
+def _check_memory_reuse(
+    denoiser: Denoiser, latents: Tensor, sigma: Tensor, tokens: ConditionTokens, memory: tuple[Segment, ...], tolerance: float
+) -> None:
+    count = len(memory)
+    frames = sum(segment.num_frames for segment in memory)
+    before, stream = tokens.part(slice(count), slice(frames)), tokens.part(slice(count, None), slice(frames, None))
+    for visibility in (Visibility(), Visibility(memory="isolated")):
+        layout = WindowLayout((*memory, Segment("stream", 2, 0), Segment("stream", 2, 2)), visibility)
+        whole = denoiser(latents, sigma, tokens, layout)
+        kept = denoiser.encode_memory(latents[:, :frames], before, layout.memory)
+        reused = denoiser(latents[:, frames:], sigma[:, frames:], stream, layout, kept)
+        _ensure(_same(reused, whole, tolerance), denoiser, "kept features of memory change nothing", f"{visibility}")
+    entries = [
+        denoiser.encode_memory(latents[:, i : i + 1], before.part(slice(i, i + 1), slice(i, i + 1)), WindowLayout((segment,), layout.visibility))
+        for i, segment in enumerate(memory)
+    ]
+    joined = denoiser(latents[:, frames:], sigma[:, frames:], stream, layout, MemoryFeatures.joined(entries))
+    _ensure(_same(joined, whole, tolerance), denoiser, "isolated entries may be encoded one by one")
+    _refuses(
+        lambda: denoiser(latents[:, frames:], sigma[:, frames:], stream, WindowLayout(layout.segments, FULL_VISIBILITY), kept),
+        denoiser,
+        "kept memory is refused under full visibility",
+    )
+    _refuses(lambda: denoiser.encode_memory(latents, tokens, layout), denoiser, "memory alone is encoded, without a stream")
 
 
 # --- planners

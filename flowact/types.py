@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -80,11 +81,13 @@ class Chunk(TensorRecord):
         latents_BFCHW: F = n.
         audio_BFAD: audio features of the same frames.
         text_BLD: features of the one caption that is in force for the chunk.
+        identity: number that the stream gave it; chunks cut from it keep the number, chunks made of changed contents have None.
     """
 
     latents_BFCHW: Tensor
     audio_BFAD: Tensor
     text_BLD: Tensor
+    identity: int | None = None
 
     @property
     def num_frames(self) -> int:
@@ -111,30 +114,66 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Visibility:
+    """Who may attend to whom in a window. The paper states none but that memory may not see the stream.
+
+    Attributes:
+        causal: memory may not see the stream ("fake causal", FlowAct-R1 section on the autoregressive adaptation);
+            False is the full visibility of the base model, whatever the other two say.
+        stream: a chunk of the stream sees all chunks ("bidirectional") or none that come after it ("block_causal").
+        memory: a memory entry sees all entries ("full") or itself alone ("isolated"); then its features stay the same for as long as it is kept.
+    """
+
+    causal: bool = True
+    stream: Literal["bidirectional", "block_causal"] = "bidirectional"
+    memory: Literal["full", "isolated"] = "full"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("stream", self.stream, ("bidirectional", "block_causal")), ("memory", self.memory, ("full", "isolated"))):
+            if value not in known:
+                raise ValueError(f"visibility.{name} is {value!r}; it is {' or '.join(known)}")
+
+
+FULL_VISIBILITY = Visibility(causal=False)
+
+
+@dataclass(frozen=True)
 class WindowLayout:
-    """The one owner of a window's geometry: ordered segments, memory first, then the stream's chunks.
+    """The one owner of a window's geometry: ordered segments, memory first, then the stream's chunks. Memory may stand alone, to be encoded once.
 
     Args:
-        segments: at least one stream segment; memory segments stand before all stream segments.
-        causal: memory may not see the stream ("fake causal", FlowAct-R1 section on the autoregressive adaptation);
-            False is the full visibility of the base model.
-        stream_mask: inside the stream a chunk sees all chunks ("bidirectional") or none that come after it ("block_causal").
-            The paper does not say which.
+        segments: at least one; memory segments stand before all stream segments.
+        visibility: who may attend to whom.
 
     Raises:
-        ValueError: no stream segment, or memory after stream.
+        ValueError: no segment, memory after stream, or segments whose rotary positions overlap.
     """
 
     segments: tuple[Segment, ...]
-    causal: bool = True
-    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
+    visibility: Visibility = Visibility()
 
     def __post_init__(self) -> None:
         kinds = [segment.is_memory for segment in self.segments]
-        if not self.segments or all(kinds):
-            raise ValueError(f"a window needs at least one stream segment, got {[s.kind for s in self.segments]}")
+        if not kinds:
+            raise ValueError("a window needs at least one segment")
         if kinds != sorted(kinds, reverse=True):
             raise ValueError(f"memory segments stand before stream segments, got {[s.kind for s in self.segments]}")
+        in_time = sorted(self.segments, key=lambda segment: segment.position)
+        for before, after in pairwise(in_time):
+            if before.position + before.num_frames > after.position:
+                raise ValueError(
+                    f"{before.kind} at position {before.position} with {before.num_frames} frames overlaps {after.kind} at {after.position}; "
+                    "two frames may not stand at one position (a reference anchored in the future stands behind the whole stream)"
+                )
+
+    @property
+    def memory(self) -> WindowLayout:
+        """The memory segments alone."""
+        return replace(self, segments=tuple(segment for segment in self.segments if segment.is_memory))
+
+    @property
+    def num_memory_segments(self) -> int:
+        return sum(segment.is_memory for segment in self.segments)
 
     @property
     def num_frames(self) -> int:
@@ -160,12 +199,12 @@ class WindowLayout:
 
     def visible(self, query: int, key: int) -> bool:
         """Whether segment `query` may attend to segment `key` (indices into `segments`)."""
-        if not self.causal:
+        if not self.visibility.causal or query == key:
             return True
         query_segment, key_segment = self.segments[query], self.segments[key]
         if query_segment.is_memory:
-            return key_segment.is_memory
-        if key_segment.is_memory or self.stream_mask == "bidirectional":
+            return key_segment.is_memory and self.visibility.memory == "full"
+        if key_segment.is_memory or self.visibility.stream == "bidirectional":
             return True
         return key <= query
 
@@ -179,10 +218,12 @@ class ConditionTokens(TensorRecord):
     Attributes:
         text_BSLD: one caption's features per segment of the layout. Zeros mean "no text" (classifier-free guidance).
         audio_BFAD: audio features per latent frame of the layout. Zeros mean "no audio".
+        guidance_BG: guidance scales (text, audio) that a distilled model is asked for, G = 2; None asks for none. They reach the stream only.
     """
 
     text_BSLD: Tensor
     audio_BFAD: Tensor
+    guidance_BG: Tensor | None = None
 
     def drop(self, *, text_B: Tensor | None = None, audio_B: Tensor | None = None) -> ConditionTokens:
         """Zero the text or audio of the samples where the boolean mask is true."""
@@ -191,17 +232,70 @@ class ConditionTokens(TensorRecord):
             text = text.masked_fill(text_B[:, None, None, None], 0.0)
         if audio_B is not None:
             audio = audio.masked_fill(audio_B[:, None, None, None], 0.0)
-        return ConditionTokens(text, audio)
+        return replace(self, text_BSLD=text, audio_BFAD=audio)
+
+    def part(self, segments: slice, frames: slice) -> ConditionTokens:
+        """The conditions of some segments and of some frames."""
+        return replace(self, text_BSLD=self.text_BSLD[:, segments], audio_BFAD=self.audio_BFAD[:, frames])
+
+
+@dataclass(frozen=True)
+class MemoryFeatures(TensorRecord):
+    """What a denoiser's attention layers keep of memory, so that it is computed once per change of memory and not once per evaluation.
+
+    Attributes:
+        keys: [B, L, N, D] per attention layer, before rotation: positions may change while an entry is kept.
+        values: [B, L, N, D] per attention layer.
+        reference_BFCHW: the clean reference picture, for denoisers that take it beside every frame; else None.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    reference_BFCHW: Tensor | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> MemoryFeatures:
+        """See `TensorRecord.to`."""
+        reference = None if self.reference_BFCHW is None else self.reference_BFCHW.to(*args, **kwargs)
+        return MemoryFeatures(tuple(k.to(*args, **kwargs) for k in self.keys), tuple(v.to(*args, **kwargs) for v in self.values), reference)
+
+    @staticmethod
+    def joined(parts: Sequence[MemoryFeatures]) -> MemoryFeatures:
+        """Features of several memory entries, side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = range(len(parts[0].keys))
+        keys, values = (tuple(torch.cat([getattr(part, name)[i] for part in parts], dim=1) for i in layers) for name in ("keys", "values"))
+        return MemoryFeatures(keys, values, next((part.reference_BFCHW for part in parts if part.reference_BFCHW is not None), None))
 
 
 @dataclass(frozen=True)
 class MemoryView(TensorRecord):
-    """What a memory bank offers to the denoiser: latents with conditions, segment by segment."""
+    """What a memory bank offers to the denoiser: latents with conditions, segment by segment.
+
+    Attributes:
+        latents_BFCHW: clean latents of all segments, one after the other.
+        audio_BFAD: audio features of the same frames.
+        text_BSLD: one caption's features per segment.
+        segments: kinds, lengths and positions.
+        identities: one number per segment; within a stream, equal numbers of segments of equal kind and length mean equal contents. Empty: unknown.
+    """
 
     latents_BFCHW: Tensor
     audio_BFAD: Tensor
     text_BSLD: Tensor
     segments: tuple[Segment, ...]
+    identities: tuple[int, ...] = ()
+
+    @property
+    def conditions(self) -> ConditionTokens:
+        """Text per segment and audio per frame."""
+        return ConditionTokens(self.text_BSLD, self.audio_BFAD)
+
+    def entry(self, index: int) -> MemoryView:
+        """One segment alone."""
+        first = sum(segment.num_frames for segment in self.segments[:index])
+        frames = slice(first, first + self.segments[index].num_frames)
+        return MemoryView(self.latents_BFCHW[:, frames], self.audio_BFAD[:, frames], self.text_BSLD[:, index : index + 1], (self.segments[index],))
 
 
 def concatenate_chunks(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from flowact.planning.base import TimedPrompt
 from flowact.planning.speech_activity import SpeechActivityPlanner
 from flowact.schedulers.flow import LogitNormalLevel
 from flowact.schedulers.forcing import IndependentLevels, MixedLevels, StaircaseLevels
+from flowact.types import Visibility
 from flowact.writers.frames import FrameFolderWriter
 
 
@@ -252,8 +253,10 @@ def test_shipped_denoiser_passes():
 
 
 class SeesAll(MMDiT):
+    reuses_memory = False
+
     def forward(self, latents_BFCHW, sigma_BF, conditions, layout):
-        return super().forward(latents_BFCHW, sigma_BF, conditions, replace(layout, stream_mask="bidirectional"))
+        return super().forward(latents_BFCHW, sigma_BF, conditions, replace(layout, visibility=Visibility()))
 
 
 class WholeWindow(MMDiT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.structured import MemoryState, tail, view
+from flowact.memory.structured import MemoryState, ReferencePosition, check_reference_gap, place_reference, tail, view
 from flowact.types import Chunk, MemoryView
 
 
@@ -11,15 +11,18 @@ class NoMemory(MemoryBank[MemoryState]):
     """Only the reference is seen; finished chunks are forgotten. Chunks stay joined through the denoising stream alone.
 
     Args:
-        reference_gap: latent frames between the stream and the reference.
+        reference_gap: latent frames from the reference to the oldest other entry, or to the stream if there is none.
+        reference_position: see `StructuredMemory`.
     """
 
     num_frames = 1
     num_segments = 1
     history_chunks = 0
 
-    def __init__(self, reference_gap: int = 3) -> None:
+    def __init__(self, reference_gap: int = 4, reference_position: ReferencePosition = "offset") -> None:
+        check_reference_gap(reference_gap)
         self.reference_gap = reference_gap
+        self.reference_position: ReferencePosition = reference_position
 
     def reset(self, reference: Chunk) -> MemoryState:
         """See `MemoryBank.reset`."""
@@ -31,4 +34,4 @@ class NoMemory(MemoryBank[MemoryState]):
 
     def read(self, state: MemoryState) -> MemoryView:
         """See `MemoryBank.read`."""
-        return view([(state.reference, "reference", -1 - self.reference_gap)])
+        return view([(state.reference, "reference", place_reference(self.reference_position, 0, self.reference_gap))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.structured import MemoryState, tail, view
+from flowact.memory.structured import MemoryState, ReferencePosition, check_reference_gap, place_reference, tail, view
 from flowact.types import Chunk, MemoryView, SegmentKind
 
 
@@ -13,20 +13,21 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
     Args:
         chunks: finished chunks that stay visible.
         chunk_frames: latent frames of a chunk.
-        reference_gap: latent frames from the oldest chunk back to the reference.
+        reference_gap: latent frames from the reference to the oldest other entry, or to the stream if there is none.
+        reference_position: see `StructuredMemory`.
 
     Raises:
         ValueError: a size below 1.
     """
 
-    def __init__(self, chunks: int = 1, chunk_frames: int = 3, reference_gap: int = 3) -> None:
+    def __init__(self, chunks: int = 1, chunk_frames: int = 3, reference_gap: int = 3, reference_position: ReferencePosition = "offset") -> None:
         if chunks < 1 or chunk_frames < 1:
             raise ValueError(f"a sliding window needs chunks >= 1 and chunk_frames >= 1, got {chunks} and {chunk_frames}")
-        if reference_gap < 1:
-            raise ValueError(f"reference_gap={reference_gap} puts the reference where another entry stands; choose 1 or more")
+        check_reference_gap(reference_gap)
         self.chunks = chunks
         self.chunk_frames: int = chunk_frames
         self.reference_gap = reference_gap
+        self.reference_position: ReferencePosition = reference_position
 
     @property
     def num_frames(self) -> int:
@@ -54,6 +55,7 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
     def read(self, state: MemoryState) -> MemoryView:
         """See `MemoryBank.read`."""
         oldest = -self.chunks * self.chunk_frames
-        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", oldest - self.reference_gap)]
+        where = place_reference(self.reference_position, oldest, self.reference_gap)
+        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", where)]
         entries += [(entry, "short", oldest + i * self.chunk_frames) for i, entry in enumerate(state.entries)]
         return view(entries)

@@ -32,18 +32,38 @@ def tail(chunk: Chunk, num_frames: int) -> Chunk:
     if missing > 0:
         latents = torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], dim=1)
         audio = torch.cat([audio[:, :1].expand(-1, missing, -1, -1), audio], dim=1)
-    return Chunk(latents, audio, chunk.text_BLD)
+    return Chunk(latents, audio, chunk.text_BLD, chunk.identity)
 
 
 def view(entries: Sequence[tuple[Chunk, SegmentKind, int]]) -> MemoryView:
     """A view of chunks with their kinds and positions."""
     chunks = [chunk for chunk, _, _ in entries]
+    identities = tuple(chunk.identity for chunk in chunks if chunk.identity is not None)
     return MemoryView(
         torch.cat([chunk.latents_BFCHW for chunk in chunks], dim=1),
         torch.cat([chunk.audio_BFAD for chunk in chunks], dim=1),
         torch.stack([chunk.text_BLD for chunk in chunks], dim=1),
         tuple(Segment(kind, chunk.num_frames, position) for chunk, kind, position in entries),
+        identities if len(identities) == len(chunks) else (),
     )
+
+
+ReferencePosition = Literal["offset", "contiguous", "future"]
+
+
+def place_reference(policy: ReferencePosition, oldest: int, gap: int) -> int:
+    """Rotary position of the reference, given that of the oldest other entry (0 if there is none)."""
+    return {"offset": oldest - gap, "contiguous": oldest - 1, "future": gap}[policy]
+
+
+def check_reference_gap(gap: int) -> None:
+    """Refuse a gap at which the reference would stand on another entry.
+
+    Raises:
+        ValueError: a gap below 1.
+    """
+    if gap < 1:
+        raise ValueError(f"reference_gap={gap} puts the reference where another entry stands; choose 1 or more")
 
 
 class StructuredMemory(MemoryBank[MemoryState]):
@@ -58,7 +78,10 @@ class StructuredMemory(MemoryBank[MemoryState]):
         short: latent frames of the short memory.
         positions: "elapsed" places entries at their true distance from the stream, "contiguous" next to each other.
         chunk_frames: latent frames of the chunks that are written; sets the elapsed distance.
-        reference_gap: latent frames from the oldest entry back to the reference's constant position.
+        reference_gap: latent frames from the reference to the oldest other entry, or to the stream if there is none.
+        reference_position: the reference keeps a constant offset before the oldest entry ("offset"), stands right before it ("contiguous"),
+            or is anchored `reference_gap` frames after the stream's first frame ("future", the pseudo last frame of OmniHuman-1.5); then the gap must
+            be at least the stream's length. Positions are relative to the stream, so none ever grows.
 
     Raises:
         ValueError: a size below its least value, or a short memory longer than a chunk.
@@ -71,18 +94,19 @@ class StructuredMemory(MemoryBank[MemoryState]):
         positions: Literal["elapsed", "contiguous"] = "elapsed",
         chunk_frames: int = 3,
         reference_gap: int = 3,
+        reference_position: ReferencePosition = "offset",
     ) -> None:
         if long < 0 or short < 1:
             raise ValueError(f"structured memory needs long >= 0 and short >= 1, got long={long}, short={short}")
         if short > chunk_frames:
             raise ValueError(f"short memory is taken from one chunk, but short={short} is more than chunk_frames={chunk_frames}")
-        if reference_gap < 1:
-            raise ValueError(f"reference_gap={reference_gap} puts the reference where another entry stands; choose 1 or more")
+        check_reference_gap(reference_gap)
         self.long = long
         self.short = short
         self.positions = positions
         self.chunk_frames: int = chunk_frames
         self.reference_gap = reference_gap
+        self.reference_position: ReferencePosition = reference_position
 
     @property
     def num_frames(self) -> int:
@@ -114,7 +138,8 @@ class StructuredMemory(MemoryBank[MemoryState]):
         step = self.chunk_frames if self.positions == "elapsed" else 1
         newest_long = -1 - step if self.positions == "elapsed" else -1 - self.short
         oldest = newest_long - step * (self.long - 1) if self.long else -self.short
-        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", oldest - self.reference_gap)]
+        where = place_reference(self.reference_position, oldest, self.reference_gap)
+        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", where)]
         entries += [(entry, "long", newest_long - step * (self.long - 1 - i)) for i, entry in enumerate(state.entries[:-1])]
         entries.append((state.entries[-1], "short", -self.short))
         return view(entries)

@@ -1,177 +1,33 @@
 """A multimodal diffusion transformer over segments, with one noise level per latent frame.
 
-After SD3 (arXiv 2403.03206, section 4) and HunyuanVideo (arXiv 2412.03603): double-stream blocks in which condition tokens (text and audio,
-the left tower of FlowAct-R1's Figure 2) and visual tokens have their own weights and one joint attention, then single-stream blocks.
-What diffusion forcing changes: the modulation vector belongs to a latent frame, not to a sample. Legend: flowact/types.py.
+After SD3 (arXiv 2403.03206, section 4) and HunyuanVideo (arXiv 2412.03603): double-stream blocks in which each modality has its own weights and all
+share one attention, then single-stream blocks. What diffusion forcing changes: the modulation vector belongs to a latent frame, not to a sample.
+Legend: flowact/types.py; G groups of tokens that share a modulation vector.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from flowact.models.attention import AttentionPlan, TokenCounts, attend, plan_attention
-from flowact.models.base import Denoiser, check_window
-from flowact.models.rope import rotate, window_rotation
-from flowact.types import ConditionTokens, SegmentKind, WindowLayout
+from flowact.models.attention import Backend, KeyValue, TokenCounts
+from flowact.models.base import Denoiser, check_memory_layout, check_window
+from flowact.models.blocks import BlockShape, Checkpointing, DoubleBlock, Geometry, Modulation, SingleBlock, Streams, run_blocks
+from flowact.models.operations import NormKind, modulated_norm
+from flowact.models.rope import split_axes
+from flowact.types import ConditionTokens, MemoryFeatures, Segment, SegmentKind, WindowLayout
 
 KINDS: tuple[SegmentKind, ...] = ("reference", "long", "short", "stream")
+#: towers of text, audio and visual tokens, by the way audio comes in
+TOWERS = {"branch": ("text", "audio", "visual"), "joint": ("condition", "condition", "visual"), "cross": ("text", "visual")}
+GUIDED = ("text", "audio")
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """What every block of one forward pass shares."""
-
-    plan: AttentionPlan
-    rotation: tuple[Tensor, Tensor]
-    counts: TokenCounts
-    segment_starts: tuple[int, ...]
-
-    def expand(self, modulation_BFD: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-frame vectors as token vectors: conditions [B, text + audio tokens, D] and visual [B, F, 1, D]."""
-        text = modulation_BFD[:, list(self.segment_starts)].repeat_interleave(self.counts.text, dim=1)
-        audio = modulation_BFD.repeat_interleave(self.counts.audio, dim=1)
-        return torch.cat([text, audio], dim=1), modulation_BFD[:, :, None]
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """Sizes and choices that all blocks share; see `MMDiT` for their meaning."""
-
-    width: int
-    num_heads: int
-    mlp_ratio: float
-    gate: float
-    activation: Literal["gelu", "silu"]
-    query_key_norm: Literal["rms", "layer"]
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.num_heads
-
-    @property
-    def hidden(self) -> int:
-        return int(self.width * self.mlp_ratio)
-
-    def act(self, x: Tensor) -> Tensor:
-        return nnf.gelu(x, approximate="tanh") if self.activation == "gelu" else nnf.silu(x)
-
-    def split_heads(self, qkv_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries with keys [B, L, 2, N, head width], and values [B, L, N, head width]."""
-        qkv = qkv_BLD.unflatten(-1, (3, self.num_heads, self.head_width))
-        return qkv[:, :, :2], qkv[:, :, 2]
-
-
-class QueryKeyNorm(nn.Module):
-    """Normalises queries and keys per head, each with its own weight."""
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2, 1, shape.head_width))
-        self.kind = shape.query_key_norm
-
-    def forward(self, query_key: Tensor) -> Tensor:
-        size = query_key.shape[-1:]
-        normed = nnf.rms_norm(query_key, size, eps=1e-6) if self.kind == "rms" else nnf.layer_norm(query_key, size, eps=1e-6)
-        return normed * self.weight.to(normed.dtype)
-
-
-class Tower(nn.Module):
-    """The weights of one modality in a double-stream block."""
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.norm = QueryKeyNorm(shape)
-        self.out = nn.Linear(shape.width, shape.width)
-        self.mlp_in = nn.Linear(shape.width, shape.hidden)
-        self.mlp_out = nn.Linear(shape.hidden, shape.width)
-
-    def project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised queries with keys, and values; see `BlockShape.split_heads`."""
-        query_key, value = self.shape.split_heads(self.qkv(x_BLD))
-        return self.norm(query_key), value
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """Two linear maps with an activation between them."""
-        return self.mlp_out(self.shape.act(self.mlp_in(x)))
-
-
-class Modulation(nn.Module):
-    """silu and a linear map to `parts` vectors (shift, scale, gate, ...) per latent frame.
-
-    Starts at zero but for the gates, which start at `gate`: 0 makes a block start as the identity (adaLN-Zero, DiT).
-    """
-
-    def __init__(self, width: int, parts: int, gate: float = 0.0) -> None:
-        super().__init__()
-        self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        with torch.no_grad():
-            self.linear.bias.view(parts, width)[2::3] = gate
-
-    def forward(self, vector_BFD: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(nnf.silu(vector_BFD)).chunk(self.parts, dim=-1)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer normalisation without weights, then scale and shift."""
-    return torch.addcmul(shift, nnf.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-
-
-class DoubleBlock(nn.Module):
-    """Conditions and pictures each with their own weights, one attention over both."""
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.condition = Tower(shape)
-        self.visual = Tower(shape)
-        self.condition_modulation = Modulation(shape.width, 6, shape.gate)
-        self.visual_modulation = Modulation(shape.width, 6, shape.gate)
-
-    def forward(self, condition_BLD: Tensor, visual_BFLD: Tensor, vector_BFD: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        shift_c, scale_c, gate_c, mlp_shift_c, mlp_scale_c, mlp_gate_c = (geometry.expand(m)[0] for m in self.condition_modulation(vector_BFD))
-        shift_v, scale_v, gate_v, mlp_shift_v, mlp_scale_v, mlp_gate_v = (m[:, :, None] for m in self.visual_modulation(vector_BFD))
-        projected_c = self.condition.project(modulate(condition_BLD, shift_c, scale_c))
-        projected_v = self.visual.project(modulate(visual_BFLD, shift_v, scale_v).flatten(1, 2))
-        query_key, value = (torch.cat(pair, dim=1) for pair in zip(projected_c, projected_v, strict=True))
-        mixed = attend(rotate(query_key, geometry.rotation), value, geometry.plan).flatten(2)
-        mixed_c, mixed_v = mixed.split([condition_BLD.shape[1], mixed.shape[1] - condition_BLD.shape[1]], dim=1)
-        condition = torch.addcmul(condition_BLD, gate_c, self.condition.out(mixed_c))
-        visual = torch.addcmul(visual_BFLD, gate_v, self.visual.out(mixed_v).view_as(visual_BFLD))
-        condition = torch.addcmul(condition, mlp_gate_c, self.condition.mlp(modulate(condition, mlp_shift_c, mlp_scale_c)))
-        visual = torch.addcmul(visual, mlp_gate_v, self.visual.mlp(modulate(visual, mlp_shift_v, mlp_scale_v)))
-        return condition, visual
-
-
-class SingleBlock(nn.Module):
-    """One set of weights for all tokens; attention and MLP side by side (HunyuanVideo, after Flux)."""
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.into = nn.Linear(shape.width, 3 * shape.width + shape.hidden)
-        self.norm = QueryKeyNorm(shape)
-        self.out = nn.Linear(shape.width + shape.hidden, shape.width)
-        self.modulation = Modulation(shape.width, 3, shape.gate)
-
-    def forward(self, condition_BLD: Tensor, visual_BFLD: Tensor, vector_BFD: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        (shift_c, shift_v), (scale_c, scale_v), (gate_c, gate_v) = (geometry.expand(m) for m in self.modulation(vector_BFD))
-        tokens = torch.cat([modulate(condition_BLD, shift_c, scale_c), modulate(visual_BFLD, shift_v, scale_v).flatten(1, 2)], dim=1)
-        qkv, hidden = self.into(tokens).split([3 * self.shape.width, self.shape.hidden], dim=-1)
-        query_key, value = self.shape.split_heads(qkv)
-        mixed = attend(rotate(self.norm(query_key), geometry.rotation), value, geometry.plan).flatten(2)
-        change = self.out(torch.cat([mixed, self.shape.act(hidden)], dim=-1))
-        change_c, change_v = change.split([condition_BLD.shape[1], change.shape[1] - condition_BLD.shape[1]], dim=1)
-        return torch.addcmul(condition_BLD, gate_c, change_c), torch.addcmul(visual_BFLD, gate_v, change_v.view_as(visual_BFLD))
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MMDiT(Denoiser):
@@ -188,6 +44,12 @@ class MMDiT(Denoiser):
         num_single_blocks: blocks with shared weights.
         mlp_ratio: hidden width of the MLPs over `width`.
         patch: latent cells per token and side.
+        audio: how sound comes in: a third branch in the joint attention ("branch", OmniHuman-1.5), tokens that share the text's weights ("joint",
+            the left tower of FlowAct-R1's Figure 2), or cross-attention of each latent frame to its own sound ("cross"), which starts at zero effect.
+        reference: the reference picture is a memory segment of its own tokens ("segment"), or is laid beside every frame as further input channels
+            with a mask ("channels"): memory frames carry their own clean copy and mask 1, stream frames the reference and mask 0.
+        guidance_embedding: take guidance scales for text and audio as inputs of the stream, for models distilled from guided ones; starts at
+            zero effect.
         absolute_positions: add a fixed sine code of row and column to visual tokens; helps small models whose pictures are all framed alike.
         prediction: what the last layer gives: the velocity, or the clean sample from which the velocity is computed.
             The loss is on the velocity either way.
@@ -195,10 +57,16 @@ class MMDiT(Denoiser):
         initial_gate: where the gates of the residual branches start; above 0, small models learn sooner.
         activation: of the MLPs: GELU (tanh form) as in SD3, or SiLU, which a CPU computes twice as fast (benchmarks/cpu_kernels.py).
         query_key_norm: RMS norm as in SD3, or layer norm without bias, which a CPU computes twice as fast.
+        checkpointing: what training keeps of each block for the backward pass: all ("none"), attention and the narrow matrix products ("selective"),
+            or only the block's input ("full").
+        attention: who computes the attention: a plan of unmasked rectangles, or FlexAttention with a block mask.
+        compile_blocks: compile each block with torch.compile at its first use.
 
     Raises:
         ValueError: width does not divide into heads of even width.
     """
+
+    reuses_memory = True
 
     def __init__(
         self,
@@ -212,12 +80,18 @@ class MMDiT(Denoiser):
         num_single_blocks: int = 4,
         mlp_ratio: float = 4.0,
         patch: int = 1,
+        audio: Literal["branch", "joint", "cross"] = "branch",
+        reference: Literal["segment", "channels"] = "segment",
+        guidance_embedding: bool = False,
         absolute_positions: bool = False,
         prediction: Literal["velocity", "sample"] = "velocity",
         theta: float = 256.0,
         initial_gate: float = 0.0,
         activation: Literal["gelu", "silu"] = "gelu",
-        query_key_norm: Literal["rms", "layer"] = "rms",
+        query_key_norm: NormKind = "rms",
+        checkpointing: Checkpointing = "none",
+        attention: Backend = "rectangles",
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 2:
@@ -227,79 +101,120 @@ class MMDiT(Denoiser):
         self.audio_width = audio_width
         self.audio_per_latent = audio_per_latent
         self.patch = patch
-        self.head_width = width // num_heads
+        self.audio = audio
+        self.reference = reference
         self.absolute_positions = absolute_positions
         self.prediction = prediction
         self.theta = theta
         self.width = width
-        patch_width = latent_channels * patch**2
+        self.checkpointing: Checkpointing = checkpointing
+        self.attention: Backend = attention
+        self.shape = BlockShape(width, num_heads, mlp_ratio, initial_gate, activation, query_key_norm)
+        input_channels = latent_channels if reference == "segment" else 2 * latent_channels + 1
 
         def embed(size: int) -> nn.Sequential:
             return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
-        self.visual_in = nn.Linear(patch_width, width)
+        self.visual_in = nn.Linear(input_channels * patch**2, width)
         self.text_in = embed(text_width)
         self.audio_in = embed(audio_width)
         self.level_in = embed(256)
         self.pooled_text_in = embed(text_width)
         self.pooled_audio_in = embed(audio_per_latent * audio_width)
+        self.guidance_in = nn.ModuleList(zero_last(embed(256)) for _ in GUIDED) if guidance_embedding else None
         self.kind = nn.Embedding(len(KINDS), width)
         nn.init.normal_(self.kind.weight, std=0.02)
-        shape = BlockShape(width, num_heads, mlp_ratio, initial_gate, activation, query_key_norm)
-        self.double_blocks = nn.ModuleList(DoubleBlock(shape) for _ in range(num_double_blocks))
-        self.single_blocks = nn.ModuleList(SingleBlock(shape) for _ in range(num_single_blocks))
+        crosses = audio == "cross"
+        self.double_blocks = nn.ModuleList(DoubleBlock(self.shape, TOWERS[audio], crosses) for _ in range(num_double_blocks))
+        self.single_blocks = nn.ModuleList(SingleBlock(self.shape, crosses) for _ in range(num_single_blocks))
         self.out_modulation = Modulation(width, 2)
-        self.out = nn.Linear(width, patch_width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_last(nn.Linear(width, latent_channels * patch**2))
+        if compile_blocks:
+            for block in self.blocks:
+                block.compile(fullgraph=True, dynamic=False)
 
-    def forward(self, latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> Tensor:
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in order."""
+        return [*self.double_blocks, *self.single_blocks]
+
+    def forward(
+        self, latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout, memory: MemoryFeatures | None = None
+    ) -> Tensor:
         """See `Denoiser.forward`. Latents and conditions may be of another number type than the weights; the velocity is float32."""
-        check_window(latents_BFCHW, sigma_BF, conditions, layout)
-        dtype = self.kind.weight.dtype
-        conditions = conditions.to(dtype)
-        vector_BFD = self.frame_vector(sigma_BF, conditions, layout)
-        condition_BLD = torch.cat([self.text_in(conditions.text_BSLD).flatten(1, 2), self.audio_in(conditions.audio_BFAD).flatten(1, 2)], dim=1)
-        visual_BFLD = self.visual_in(self.to_patches(latents_BFCHW).to(dtype))
-        if self.absolute_positions:
-            visual_BFLD = visual_BFLD + self.spatial_code(latents_BFCHW).to(visual_BFLD.dtype)
-        geometry = self.geometry(latents_BFCHW, conditions, layout)
-        for block in (*self.double_blocks, *self.single_blocks):
-            condition_BLD, visual_BFLD = block(condition_BLD, visual_BFLD, vector_BFD, geometry)
-        memory = layout.num_memory_frames
-        shift, scale = (m[:, :, None] for m in self.out_modulation(vector_BFD[:, memory:]))
-        patches = self.out(modulate(visual_BFLD[:, memory:], shift, scale))
+        check_window(latents_BFCHW, sigma_BF, conditions, layout, kept_memory=memory is not None)
+        window = Window(latents_BFCHW, sigma_BF, conditions, layout, memory)
+        if self.reference == "channels":
+            window = window.with_reference_beside()
+        vector_BFD = self.frame_vector(window)
+        streams, _ = self.transform(window, vector_BFD)
+        stream = slice(-layout.num_stream_frames, None)
+        shift, scale = self.out_modulation(vector_BFD[:, stream])
+        patches = self.out(modulated_norm(streams[-1][:, stream], shift, scale))
         predicted = self.from_patches(patches, latents_BFCHW.shape[-2:]).float()
         if self.prediction == "velocity":
             return predicted
-        sigma = sigma_BF[:, memory:, None, None, None].clamp(min=0.05)  # the division is bounded near clean frames
-        return (latents_BFCHW[:, memory:] - predicted) / sigma
+        sigma = sigma_BF[:, stream, None, None, None].clamp(min=0.05)  # the division is bounded near clean frames
+        return (latents_BFCHW[:, stream] - predicted) / sigma
 
-    def frame_vector(self, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> Tensor:
-        """The modulation vector of each latent frame: noise level, pooled text of its segment, its audio, and the segment's kind."""
-        segments = list(layout.frame_segments)
-        kinds = torch.tensor([KINDS.index(layout.segments[s].kind) for s in segments], device=sigma_BF.device)
-        text_BFD = self.pooled_text_in(conditions.text_BSLD.mean(2))[:, segments]
-        level_BFD = self.level_in(level_code(sigma_BF).to(self.kind.weight.dtype))
-        return level_BFD + text_BFD + self.pooled_audio_in(conditions.audio_BFAD.flatten(2)) + self.kind(kinds)
+    def encode_memory(self, latents_BFCHW: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> MemoryFeatures:
+        """See `Denoiser.encode_memory`."""
+        check_memory_layout(latents_BFCHW, conditions, layout)
+        window = Window(latents_BFCHW, latents_BFCHW.new_zeros(latents_BFCHW.shape[:2], dtype=torch.float32), conditions, layout)
+        if self.reference == "channels":
+            if all(segment.kind == "reference" for segment in layout.segments):  # it has no tokens
+                nothing = latents_BFCHW.new_zeros(latents_BFCHW.shape[0], 0, self.shape.num_heads, self.shape.head_width)
+                return MemoryFeatures((nothing,) * len(self.blocks), (nothing,) * len(self.blocks), latents_BFCHW)
+            window = window.with_reference_beside()
+        _, kept = self.transform(window, self.frame_vector(window), keep=True)
+        return MemoryFeatures(tuple(key for key, _ in kept), tuple(value for _, value in kept), window.reference_BFCHW)
 
-    def geometry(self, latents_BFCHW: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> Geometry:
+    def transform(self, window: Window, vector_BFD: Tensor, keep: bool = False) -> tuple[Streams, list[KeyValue]]:
+        """Tokens of a window through all blocks; with `keep` also each block's keys and values."""
+        dtype = self.kind.weight.dtype
+        text_BGLD = self.text_in(window.conditions.text_BSLD.to(dtype))
+        audio_BGLD = self.audio_in(window.conditions.audio_BFAD.to(dtype))
+        visual_BGLD = self.visual_in(self.to_patches(window.input_BFCHW).to(dtype))
+        if self.absolute_positions:
+            visual_BGLD = visual_BGLD + self.spatial_code(window.latents_BFCHW).to(visual_BGLD.dtype)
+        crosses = self.audio == "cross"
+        streams = (text_BGLD, visual_BGLD) if crosses else (text_BGLD, audio_BGLD, visual_BGLD)
+        geometry = self.geometry(window, keep)
+        memory = None if window.memory is None else zip(window.memory.keys, window.memory.values, strict=True)
+        vectors = geometry.vectors(vector_BFD, len(streams))
+        return run_blocks(self.blocks, streams, vectors, geometry, memory, audio_BGLD if crosses else None, self.checkpointing)
+
+    def frame_vector(self, window: Window) -> Tensor:
+        """The modulation vector of each computed latent frame: noise level, pooled text of its segment, its audio, and the segment's kind."""
+        dtype, conditions, sigma_BF = self.kind.weight.dtype, window.conditions, window.sigma_BF
+        segments = window.frame_segments
+        kinds = torch.tensor([KINDS.index(window.segments[s].kind) for s in segments], device=sigma_BF.device)
+        text_BFD = self.pooled_text_in(conditions.text_BSLD.to(dtype).mean(2))[:, segments]
+        vector_BFD = self.level_in(level_code(sigma_BF).to(dtype)) + text_BFD
+        vector_BFD = vector_BFD + self.pooled_audio_in(conditions.audio_BFAD.to(dtype).flatten(2)) + self.kind(kinds)
+        if self.guidance_in is None or conditions.guidance_BG is None:
+            return vector_BFD
+        scales = zip(self.guidance_in, conditions.guidance_BG.unbind(1), strict=True)
+        guidance_BD = sum(embed(level_code(scale / 10.0).to(dtype)) for embed, scale in scales)  # scales up to 10 cover the code's range
+        streaming = torch.tensor([not window.segments[s].is_memory for s in segments], device=sigma_BF.device)
+        return vector_BFD + guidance_BD[:, None] * streaming[:, None]
+
+    def geometry(self, window: Window, keep: bool = False) -> Geometry:
         """Attention plan and rotary angles; the same object serves every block."""
-        height, width = (size // self.patch for size in latents_BFCHW.shape[-2:])
-        counts = TokenCounts(conditions.text_BSLD.shape[2], conditions.audio_BFAD.shape[2], height * width)
-        rotation = window_rotation(layout, counts, height, width, self.head_width, self.theta, latents_BFCHW.device)
-        starts, frame = [], 0
-        for segment in layout.segments:
-            starts.append(frame)
-            frame += segment.num_frames
-        return Geometry(plan_attention(layout, counts), rotation, counts, tuple(starts))
+        height, width = (size // self.patch for size in window.latents_BFCHW.shape[-2:])
+        audio = 0 if self.audio == "cross" else window.conditions.audio_BFAD.shape[2]
+        counts = TokenCounts(window.conditions.text_BSLD.shape[2], audio, height * width)
+        axes, device = split_axes(self.shape.head_width), window.latents_BFCHW.device
+        kept_memory = window.memory is not None
+        made = Geometry.of(window.layout, counts, (height, width), axes, self.theta, device, kept_memory=kept_memory, backend=self.attention)
+        return replace(made, keep=keep)
 
-    def to_patches(self, latents_BFCHW: Tensor) -> Tensor:
+    def to_patches(self, input_BFCHW: Tensor) -> Tensor:
         """Tokens [B, F, L, C * patch * patch]."""
-        batch, height, width = latents_BFCHW.shape[0], *latents_BFCHW.shape[-2:]
+        batch, height, width = input_BFCHW.shape[0], *input_BFCHW.shape[-2:]
         if height % self.patch or width % self.patch:
             raise ValueError(f"latents of {height}x{width} cells do not divide into patches of side {self.patch}; choose another patch")
-        folded = nnf.pixel_unshuffle(latents_BFCHW.flatten(0, 1), self.patch) if self.patch > 1 else latents_BFCHW.flatten(0, 1)
+        folded = nnf.pixel_unshuffle(input_BFCHW.flatten(0, 1), self.patch) if self.patch > 1 else input_BFCHW.flatten(0, 1)
         return folded.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
     def from_patches(self, patches_BFLD: Tensor, size: torch.Size) -> Tensor:
@@ -315,6 +230,68 @@ class MMDiT(Denoiser):
         half = self.width // 2
         code = torch.cat([sine_code(rows.flatten().float(), half), sine_code(columns.flatten().float(), self.width - half)], dim=-1)
         return code.to(latents_BFCHW)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one evaluation computes: the whole window, or the stream alone in front of memory that was encoded before.
+
+    Attributes:
+        latents_BFCHW: of the computed frames.
+        sigma_BF: of the computed frames.
+        conditions: of the computed segments and frames.
+        layout: of the whole window.
+        memory: what was encoded before, or None.
+        reference_BFCHW: the reference that is laid beside every frame, or None.
+    """
+
+    latents_BFCHW: Tensor
+    sigma_BF: Tensor
+    conditions: ConditionTokens
+    layout: WindowLayout
+    memory: MemoryFeatures | None = None
+    reference_BFCHW: Tensor | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The computed segments."""
+        return self.layout.segments if self.memory is None else self.layout.segments[self.layout.num_memory_segments :]
+
+    @property
+    def frame_segments(self) -> list[int]:
+        """Index into `segments` of each computed frame."""
+        return [i for i, segment in enumerate(self.segments) for _ in range(segment.num_frames)]
+
+    @property
+    def input_BFCHW(self) -> Tensor:
+        """What the first layer sees: latents, and beside them the clean copy and the mask if there is a reference to lay there."""
+        if self.reference_BFCHW is None:
+            return self.latents_BFCHW
+        clean = torch.tensor([self.segments[s].is_memory for s in self.frame_segments], device=self.latents_BFCHW.device)[:, None, None, None]
+        copy_BFCHW = torch.where(clean, self.latents_BFCHW, self.reference_BFCHW)
+        mask = clean.to(copy_BFCHW.dtype).expand_as(copy_BFCHW[:, :, :1])
+        return torch.cat([self.latents_BFCHW, copy_BFCHW, mask], dim=2)
+
+    def with_reference_beside(self) -> Window:
+        """The window whose reference segment became channels beside all other frames; zeros where there is none."""
+        kinds = [self.segments[s].kind for s in self.frame_segments]
+        others = [i for i, kind in enumerate(kinds) if kind != "reference"]
+        own = [i for i, kind in enumerate(kinds) if kind == "reference"]
+        reference = self.latents_BFCHW[:, own[-1:]] if own else torch.zeros_like(self.latents_BFCHW[:, :1])
+        if self.memory is not None and self.memory.reference_BFCHW is not None:
+            reference = self.memory.reference_BFCHW[:, -1:]
+        texts = [i for i, segment in enumerate(self.segments) if segment.kind != "reference"]
+        conditions = replace(self.conditions, text_BSLD=self.conditions.text_BSLD[:, texts], audio_BFAD=self.conditions.audio_BFAD[:, others])
+        layout = replace(self.layout, segments=tuple(segment for segment in self.layout.segments if segment.kind != "reference"))
+        return Window(self.latents_BFCHW[:, others], self.sigma_BF[:, others], conditions, layout, self.memory, reference)
+
+
+def zero_last(module: Module) -> Module:
+    """The module with its last linear map set to zero: it starts without effect."""
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return module
 
 
 def sine_code(positions: Tensor, width: int, longest: float = 64.0) -> Tensor:

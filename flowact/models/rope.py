@@ -1,4 +1,4 @@
-"""Rotary positions in time, height and width. Legend: flowact/types.py; D head width."""
+"""Rotary positions in time, height and width. Legend: flowact/types.py; N heads, D head width."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from flowact.models.attention import TokenCounts
+from flowact.models.attention import TokenCounts, plan_attention
 from flowact.types import WindowLayout
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine [L, D / 2], float32."""
 
 
 def split_axes(head_width: int) -> tuple[int, int, int]:
@@ -26,29 +29,47 @@ def angles(positions_L: Tensor, width: int, theta: float) -> Tensor:
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # cached during validation, used in training
 def window_rotation(
-    layout: WindowLayout, counts: TokenCounts, height: int, width: int, head_width: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [L, D / 2] for a window's tokens in stored order: text, audio, visual.
+    layout: WindowLayout,
+    counts: TokenCounts,
+    size: tuple[int, int],
+    axes: tuple[int, int, int],
+    theta: float,
+    device: torch.device,
+    rotate_text: bool = True,
+) -> Rotation:
+    """Cosine and sine of a window's tokens in group order (see `flowact.models.attention`).
 
     Audio tokens stand at the fraction of the latent frame that they belong to; a text token at the middle of its segment. Neither rotates in space.
+
+    Args:
+        layout: the whole window.
+        counts: tokens per segment and frame; `counts.visual` is height times width.
+        size: visual tokens per column and row of a frame.
+        axes: rotary channels for time, height and width.
+        theta: base of the frequencies.
+        device: where the table lies.
+        rotate_text: False leaves text tokens unrotated, as HunyuanVideo does.
     """
-    time_width, *space_widths = split_axes(head_width)
+    time_width, *space_widths = axes
     frames = torch.tensor(layout.frame_positions, dtype=torch.float64)
-    text = torch.tensor([s.position + (s.num_frames - 1) / 2 for s in layout.segments], dtype=torch.float64).repeat_interleave(counts.text)
+    middles = torch.tensor([s.position + (s.num_frames - 1) / 2 for s in layout.segments], dtype=torch.float64)
+    text = (middles if rotate_text else torch.zeros_like(middles)).repeat_interleave(counts.text)
     fractions = (torch.arange(counts.audio, dtype=torch.float64) + 0.5) / max(counts.audio, 1) - 0.5
     audio = (frames[:, None] + fractions).flatten()
-    time = torch.cat([text, audio, frames.repeat_interleave(counts.visual)])
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    still = torch.zeros(len(text) + len(audio), dtype=torch.float64)
-    parts = [angles(time, time_width, theta)]
+    time = [text, audio, frames.repeat_interleave(counts.visual)]
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    parts = [angles(torch.cat(time), time_width, theta)]
     for axis, axis_width in zip((rows, columns), space_widths, strict=True):
-        parts.append(angles(torch.cat([still, axis.flatten().double().repeat(len(frames))]), axis_width, theta))
-    angle = torch.cat(parts, dim=-1)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+        positions = torch.cat([torch.zeros(len(text) + len(audio), dtype=torch.float64), axis.flatten().double().repeat(len(frames))])
+        parts.append(angles(positions, axis_width, theta))
+    angle_LD = torch.cat(parts, dim=-1)
+    runs = [run[None] for run in angle_LD.split([len(t) for t in time]) if len(run)]
+    angle_LD = plan_attention(layout, counts).join(runs)[0]
+    return angle_LD.cos().float().to(device), angle_LD.sin().float().to(device)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of channels (first half with second half) of queries and keys [B, L, ..., D]."""
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate pairs of channels (first half with second half) of queries or keys [B, L, ..., D]."""
     between = (1,) * (x.ndim - 3)
     cosine, sine = (part.view(part.shape[0], *between, part.shape[1]).to(x.dtype) for part in rotation)
     first, second = x.chunk(2, dim=-1)

@@ -23,7 +23,7 @@ from flowact.registry import instantiate
 from flowact.sampling.session import StreamSession, evaluations_per_chunk, latency_budget
 from flowact.sampling.window import Guidance, WindowEngine
 from flowact.schedulers.staircase import Staircase
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
+from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES, Visibility
 
 Captions = Sequence[tuple[int, str]]
 """(first frame, caption), in order, the first at frame 0."""
@@ -67,6 +67,7 @@ class Pipeline:
         rest_caption: caption of the still seconds before the stream.
         state_captions: captions of each behaviour state in the words of the training set.
         autocast: compute in bfloat16.
+        visibility: who may attend to whom, as in training.
     """
 
     denoiser: Denoiser
@@ -81,6 +82,7 @@ class Pipeline:
     rest_caption: str = ""
     state_captions: Mapping[str, list[str]] = field(default_factory=dict)
     autocast: bool = True
+    visibility: Visibility = Visibility()
 
     @classmethod
     def from_checkpoint(
@@ -123,6 +125,7 @@ class Pipeline:
             tuple(lineage["latent_shape"][1:]),
             guidance,
             *character_captions(lineage.get("character")),
+            visibility=trained_visibility(arguments),
         )
 
     @property
@@ -143,7 +146,7 @@ class Pipeline:
     @property
     def engine(self) -> WindowEngine:
         """The window engine of this pipeline."""
-        return WindowEngine(self.denoiser, self.bank, self.staircase, Guidance(self.guidance))
+        return WindowEngine(self.denoiser, self.bank, self.staircase, Guidance(self.guidance), visibility=self.visibility)
 
     @torch.no_grad()
     def session(self, references: Sequence[Tensor], seed: int = 0) -> StreamSession:
@@ -261,6 +264,11 @@ def trained_shift(arguments: Mapping[str, Any]) -> float:
     """The shift of the noise levels that a stage with these recipe arguments trains on."""
     levels = arguments.get("levels") or {}
     return float(arguments.get("shift") or (levels.get("init_args") or {}).get("shift") or 1.0)
+
+
+def trained_visibility(arguments: Mapping[str, Any]) -> Visibility:
+    """The visibility that a stage with these recipe arguments trains with. One that trains with full visibility streams with the default."""
+    return Visibility(**(arguments.get("visibility") or {}))
 
 
 def character_captions(spec: dict[str, Any] | None) -> tuple[str, dict[str, list[str]]]:

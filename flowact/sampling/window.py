@@ -16,8 +16,9 @@ from torch import Tensor
 
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
+from flowact.sampling.reuse import KeptFeatures, unconditional
 from flowact.schedulers.staircase import Staircase
-from flowact.types import Chunk, ConditionTokens, MemoryView, Segment, WindowLayout, concatenate_chunks
+from flowact.types import Chunk, ConditionTokens, MemoryFeatures, MemoryView, Segment, Visibility, WindowLayout, concatenate_chunks
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,28 @@ class Guidance:
 
 @dataclass(frozen=True)
 class WindowState:
-    """Memory and the chunks in the stream, left (nearly clean) to right (noisy). `emitted` counts chunks that left."""
+    """Memory and the chunks in the stream, left (nearly clean) to right (noisy).
+
+    Attributes:
+        memory: the bank's state.
+        stream: W - 1 chunks.
+        emitted: chunks that left.
+        features: features of memory's entries as of the last step.
+    """
 
     memory: Any
     stream: tuple[Chunk, ...]
     emitted: int = 0
+    features: KeptFeatures = KeptFeatures()
 
 
-def window_layout(
-    memory: MemoryView, chunks: Sequence[int], *, causal: bool = True, stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
-) -> WindowLayout:
+def window_layout(memory: MemoryView, chunks: Sequence[int], visibility: Visibility = Visibility()) -> WindowLayout:
     """Layout of memory followed by stream chunks of the given lengths, the first at position 0."""
     segments, position = list(memory.segments), 0
     for num_frames in chunks:
         segments.append(Segment("stream", num_frames, position))
         position += num_frames
-    return WindowLayout(tuple(segments), causal, stream_mask)
+    return WindowLayout(tuple(segments), visibility)
 
 
 def predict_velocity(
@@ -60,30 +67,40 @@ def predict_velocity(
     stream: Sequence[Chunk],
     sigma_BK: Tensor,
     *,
-    causal: bool = True,
-    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional",
+    visibility: Visibility = Visibility(),
     guidance: Guidance | None = None,
     drop: tuple[Tensor, Tensor] | None = None,
+    features: tuple[MemoryFeatures, MemoryFeatures | None] | None = None,
 ) -> Tensor:
     """Velocity [B, stream frames, C, H, W] of chunks at noise levels sigma_BK in front of a clean memory.
 
-    `drop` holds boolean masks (text_B, audio_B) of samples that lose a condition.
+    Args:
+        denoiser: predicts velocities.
+        memory: what the bank offers.
+        stream: noisy chunks with their conditions.
+        sigma_BK: one noise level per chunk.
+        visibility: who may attend to whom.
+        guidance: classifier-free guidance; None is none.
+        drop: boolean masks (text_B, audio_B) of samples that lose a condition.
+        features: features of the same memory, and those without conditions if there is guidance; None computes memory with the stream.
     """
     latents, audio, text = concatenate_chunks(stream)
-    layout = window_layout(memory, [chunk.num_frames for chunk in stream], causal=causal, stream_mask=stream_mask)
+    layout = window_layout(memory, [chunk.num_frames for chunk in stream], visibility)
     frames = torch.tensor([chunk.num_frames for chunk in stream], device=latents.device)
     # levels stay in float32: bfloat16 latents would round neighbouring levels to one
-    sigma_stream = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1)
-    sigma = torch.cat([sigma_stream.new_zeros(latents.shape[0], memory.latents_BFCHW.shape[1]), sigma_stream], dim=1)
-    window = torch.cat([memory.latents_BFCHW, latents], dim=1)
-    conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1))
+    sigma = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1)
+    conditions = ConditionTokens(text, audio)
+    if features is None:
+        sigma = torch.cat([sigma.new_zeros(memory.latents_BFCHW.shape[:2]), sigma], dim=1)
+        latents = torch.cat([memory.latents_BFCHW, latents], dim=1)
+        conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1))
     if drop is not None:
         conditions = conditions.drop(text_B=drop[0], audio_B=drop[1])
-    velocity = denoiser(window, sigma, conditions, layout)
+    kept: list[dict[str, Any]] = [{}, {}] if features is None else [{"memory": made} for made in features]
+    velocity = denoiser(latents, sigma, conditions, layout, **kept[0])
     if guidance is None or guidance.scale == 1.0:
         return velocity
-    everything = torch.ones(latents.shape[0], dtype=torch.bool, device=latents.device)
-    without = denoiser(window, sigma, conditions.drop(text_B=everything, audio_B=everything), layout)
+    without = denoiser(latents, sigma, unconditional(conditions), layout, **kept[1])
     return without + guidance.scale * (velocity - without)
 
 
@@ -103,7 +120,9 @@ class WindowEngine:
         staircase: levels of the W chunks.
         guidance: classifier-free guidance; off for a distilled model.
         solver: "euler" follows the probability-flow ODE, "renoise" jumps to the clean estimate and adds fresh noise (consistency sampling).
-        stream_mask: see `WindowLayout`.
+        visibility: who may attend to whom; that of training.
+        reuse_memory: compute memory's features once per step, and once in an entry's life where entries are isolated, instead of once per evaluation.
+            Changes nothing but the time. Without effect for denoisers that cannot.
     """
 
     denoiser: Denoiser
@@ -111,7 +130,14 @@ class WindowEngine:
     staircase: Staircase
     guidance: Guidance = Guidance()
     solver: Literal["euler", "renoise"] = "euler"
-    stream_mask: Literal["bidirectional", "block_causal"] = "bidirectional"
+    visibility: Visibility = Visibility()
+    reuse_memory: bool = True
+
+    @property
+    def reuse_pays(self) -> bool:
+        """Whether features of memory serve more than one evaluation."""
+        able = self.reuse_memory and self.denoiser.reuses_memory and self.visibility.causal
+        return able and (self.staircase.micro_steps > 1 or self.visibility.memory == "isolated")
 
     @property
     def evaluations_per_chunk(self) -> int:
@@ -137,7 +163,7 @@ class WindowEngine:
             replace(chunk, latents_BFCHW=(1 - sigma) * chunk.latents_BFCHW + sigma * gaussian(chunk.latents_BFCHW, generator))
             for chunk, sigma in zip(still, sigma_K.tolist(), strict=False)
         )
-        return WindowState(self.bank.reset(reference), stream, -expected)
+        return WindowState(self.bank.reset(replace(reference, identity=-expected - 1)), stream, -expected)
 
     def step(self, state: WindowState, entering: Chunk, generator: torch.Generator | None = None) -> tuple[WindowState, Chunk]:
         """Let a chunk enter and one leave.
@@ -153,15 +179,20 @@ class WindowEngine:
         stream = [*state.stream, entering]
         memory = self.bank.read(state.memory)
         batch = entering.latents_BFCHW.shape[0]
+        guided = self.guidance.scale != 1.0
+        kept = KeptFeatures.of(self.denoiser, memory, self.visibility, guided, state.features) if self.reuse_pays else KeptFeatures()
+        features = kept.joined() if self.reuse_pays else None
         for micro_step in range(self.staircase.micro_steps):
             now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
-            velocity = predict_velocity(self.denoiser, memory, stream, now_K.expand(batch, -1), stream_mask=self.stream_mask, guidance=self.guidance)
+            velocity = predict_velocity(
+                self.denoiser, memory, stream, now_K.expand(batch, -1), visibility=self.visibility, guidance=self.guidance, features=features
+            )
             stream = [
                 replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
                 for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)
             ]
-        done = stream[0]
-        return WindowState(self.bank.write(state.memory, done), tuple(stream[1:]), state.emitted + 1), done
+        done = replace(stream[0], identity=state.emitted)
+        return WindowState(self.bank.write(state.memory, done), tuple(stream[1:]), state.emitted + 1, kept), done
 
     def _descend(self, latents: Tensor, velocity: Tensor, now: float, after: float, generator: torch.Generator | None) -> Tensor:
         if self.solver == "euler" or after == 0.0:

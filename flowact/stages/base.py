@@ -20,7 +20,7 @@ from flowact.memory.structured import reference_chunk
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
-from flowact.types import Batch, Chunk, MemoryView
+from flowact.types import Batch, Chunk, MemoryView, Visibility
 
 if TYPE_CHECKING:
     from flowact.stages.preview import PreviewClip
@@ -134,11 +134,10 @@ class DenoiserStage(Stage):
         chunk_frames: n, latent frames of a chunk.
         num_chunks: W, chunks of the stream.
         dropout: condition dropout for classifier-free guidance.
+        visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: names of lineage entries that may differ from the checkpoint named by `init_from`.
     """
-
-    causal = True
 
     def __init__(
         self,
@@ -148,6 +147,7 @@ class DenoiserStage(Stage):
         chunk_frames: int = 3,
         num_chunks: int = 3,
         dropout: ConditionDropout | None = None,
+        visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
     ) -> None:
@@ -158,6 +158,7 @@ class DenoiserStage(Stage):
         self.chunk_frames = chunk_frames
         self.num_chunks = num_chunks
         self.dropout = dropout or ConditionDropout()
+        self.visibility = visibility
         self.allow_lineage = tuple(allow_lineage)
 
     def trained_module(self) -> Denoiser:
@@ -254,7 +255,7 @@ class DenoiserStage(Stage):
         drop = self.dropout.masks(clean.shape[0]) if self.training else None
         if drop is not None:
             drop = (drop[0].to(clean.device), drop[1].to(clean.device))
-        velocity = predict_velocity(self.denoiser, self.memory_of(batch), inputs, sigma_BK, causal=self.causal, drop=drop)
+        velocity = predict_velocity(self.denoiser, self.memory_of(batch), inputs, sigma_BK, visibility=self.visibility, drop=drop)
         error_BF = (velocity - (noise - clean)).square().mean(dim=(2, 3, 4))
         return error_BF, sigma_BF, error_BF.mean()
 

@@ -13,7 +13,7 @@ from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.forcing import MixedLevels
 from flowact.stages.base import AdamW, DenoiserStage
-from flowact.types import Batch, Chunk
+from flowact.types import Batch, Chunk, Visibility
 
 
 class ChunkwiseDiffusionForcing(DenoiserStage):
@@ -29,6 +29,7 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         num_chunks: W, chunks of the stream.
         start: probability that a training step's memory holds only the reference and a random part of the history, as in a stream's first seconds.
         dropout: condition dropout.
+        visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
     """
@@ -44,10 +45,13 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         num_chunks: int = 3,
         start: float = 0.2,
         dropout: ConditionDropout | None = None,
+        visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
     ) -> None:
-        super().__init__(denoiser, memory or StructuredMemory(), levels or MixedLevels(), chunk_frames, num_chunks, dropout, optimizer, allow_lineage)
+        super().__init__(
+            denoiser, memory or StructuredMemory(), levels or MixedLevels(), chunk_frames, num_chunks, dropout, visibility, optimizer, allow_lineage
+        )
         self.start = start
 
     def history(self, batch: Batch) -> list[Chunk]:

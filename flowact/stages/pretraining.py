@@ -10,6 +10,7 @@ from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.flow import LogitNormalLevel
 from flowact.stages.base import AdamW, DenoiserStage
+from flowact.types import FULL_VISIBILITY
 
 
 class FlowMatchingPretraining(DenoiserStage):
@@ -28,7 +29,6 @@ class FlowMatchingPretraining(DenoiserStage):
     """
 
     name = "pretraining"
-    causal = False
 
     def __init__(
         self,
@@ -40,4 +40,6 @@ class FlowMatchingPretraining(DenoiserStage):
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
     ) -> None:
-        super().__init__(denoiser, NoMemory(), levels or LogitNormalLevel(), chunk_frames, num_chunks, dropout, optimizer, allow_lineage)
+        super().__init__(
+            denoiser, NoMemory(), levels or LogitNormalLevel(), chunk_frames, num_chunks, dropout, FULL_VISIBILITY, optimizer, allow_lineage
+        )

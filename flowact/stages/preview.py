@@ -13,7 +13,7 @@ from flowact.autoencoders import load_autoencoder
 from flowact.conditioning import prepare_picture
 from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
-from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, character_captions, trained_shift
+from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, character_captions, trained_shift, trained_visibility
 from flowact.schedulers.staircase import Staircase
 from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
@@ -52,6 +52,7 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
         tuple(conditions["latent_shape"][1:]),
         rest_caption=rest_caption,
         state_captions=state_captions,
+        visibility=trained_visibility(arguments),
     )
 
 

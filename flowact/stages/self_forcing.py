@@ -20,7 +20,7 @@ from flowact.schedulers.base import NoiseScheduler
 from flowact.stages.base import AdamW
 from flowact.stages.diffusion_forcing import ChunkwiseDiffusionForcing
 from flowact.stages.frozen import Frozen
-from flowact.types import Batch, Chunk, MemoryView
+from flowact.types import Batch, Chunk, MemoryView, Visibility
 
 
 class SelfForcing(ChunkwiseDiffusionForcing):
@@ -40,6 +40,7 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         num_chunks: W, chunks of the stream.
         start: see `ChunkwiseDiffusionForcing`.
         dropout: condition dropout.
+        visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
     """
@@ -56,10 +57,11 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         num_chunks: int = 3,
         start: float = 0.2,
         dropout: ConditionDropout | None = None,
+        visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
     ) -> None:
-        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, dropout, optimizer, allow_lineage)
+        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, dropout, visibility, optimizer, allow_lineage)
         self.corruptor = corruptor or GeneratedMemory()
         self.intermediate = Frozen()
 
@@ -100,7 +102,7 @@ class SelfForcing(ChunkwiseDiffusionForcing):
             sigma = sigma_B.to(like.latents_BFCHW)[:, None, None, None, None]
             noisy = [replace(c, latents_BFCHW=(1 - sigma) * c.latents_BFCHW + sigma * gaussian(c.latents_BFCHW)) for c in clean]
             levels_BK = sigma_B[:, None].expand(-1, len(clean))
-            velocity = predict_velocity(self.intermediate.network, self.memory.read(state), noisy, levels_BK)
+            velocity = predict_velocity(self.intermediate.network, self.memory.read(state), noisy, levels_BK, visibility=self.visibility)
             made = [
                 replace(chunk, latents_BFCHW=chunk.latents_BFCHW - sigma * run.latents_BFCHW)
                 for chunk, run in zip(noisy, split_frames(velocity, noisy), strict=True)

@@ -17,7 +17,7 @@ from flowact.schedulers.forcing import StaircaseLevels
 from flowact.schedulers.staircase import Staircase
 from flowact.stages.base import AdamW
 from flowact.stages.self_forcing import SelfForcing
-from flowact.types import Batch, Chunk, MemoryView
+from flowact.types import Batch, Chunk, MemoryView, Visibility
 
 
 class StepDistillation(SelfForcing):
@@ -37,6 +37,7 @@ class StepDistillation(SelfForcing):
         teacher_steps: M of the teacher.
         guidance: classifier-free guidance scale of the teacher; 1 is none.
         start: see `ChunkwiseDiffusionForcing`.
+        visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
     """
@@ -54,11 +55,13 @@ class StepDistillation(SelfForcing):
         teacher_steps: int = 4,
         guidance: float = 1.0,
         start: float = 0.2,
+        visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
     ) -> None:
         levels = StaircaseLevels(shift, first_step=1.0)
-        super().__init__(denoiser, memory, levels, corruptor, chunk_frames, num_chunks, start, ConditionDropout(0.0, 0.0), optimizer, allow_lineage)
+        never = ConditionDropout(0.0, 0.0)
+        super().__init__(denoiser, memory, levels, corruptor, chunk_frames, num_chunks, start, never, visibility, optimizer, allow_lineage)
         self.staircase = Staircase(num_chunks, teacher_steps, shift)
         self.guidance = Guidance(guidance)
 
@@ -69,7 +72,9 @@ class StepDistillation(SelfForcing):
         chunks = list(stream)
         for micro_step in range(self.staircase.micro_steps):
             now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
-            velocity = predict_velocity(self.intermediate.network, memory, chunks, now_K.expand(batch, -1), guidance=self.guidance)
+            velocity = predict_velocity(
+                self.intermediate.network, memory, chunks, now_K.expand(batch, -1), visibility=self.visibility, guidance=self.guidance
+            )
             chunks = [
                 replace(chunk, latents_BFCHW=chunk.latents_BFCHW + (after - now) * run.latents_BFCHW)
                 for chunk, run, now, after in zip(chunks, split_frames(velocity, chunks), now_K.tolist(), next_K.tolist(), strict=True)
@@ -93,7 +98,7 @@ class StepDistillation(SelfForcing):
             dim=1,
         )
         size = target.shape[0]
-        velocity = predict_velocity(self.denoiser, memory, stream, top_K.expand(size, -1))
+        velocity = predict_velocity(self.denoiser, memory, stream, top_K.expand(size, -1), visibility=self.visibility)
         error_BF = (velocity - target).square().mean(dim=(2, 3, 4))
         sigma_BF = top_K.to(target).repeat_interleave(self.chunk_frames).expand(size, -1)
         return error_BF, sigma_BF, error_BF.mean()

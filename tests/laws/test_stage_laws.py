@@ -104,7 +104,7 @@ def test_only_pretraining_lets_the_reference_see_the_stream():
         denoiser = Layouts()
         stage = make(denoiser)
         stage.flow_matching(batch_for(stage))
-        assert denoiser.layout.causal == (make is not pretraining)
+        assert denoiser.layout.visibility.causal == (make is not pretraining)
         assert denoiser.layout.num_memory_frames == stage.memory.num_frames
 
 

@@ -12,7 +12,7 @@ from flowact.sampling import Guidance, StreamSession, WindowEngine
 from flowact.sampling.session import evaluations_per_chunk, latency_budget
 from flowact.sampling.window import gaussian
 from flowact.schedulers import Staircase
-from flowact.types import Chunk, ConditionTokens, Segment, WindowLayout
+from flowact.types import Chunk, ConditionTokens, Segment, Visibility, WindowLayout
 
 N = 3
 AUTOENCODER = small_autoencoder()
@@ -63,8 +63,8 @@ def offline(engine, conditions, seed=0):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"solver": "renoise", "micro_steps": 2}, {"bank": SlidingWindowMemory()}, {"bank": NoMemory()}, {"stream_mask": "block_causal"},
-     {"num_chunks": 2, "guidance": Guidance(2.0)}],
+    [{}, {"solver": "renoise", "micro_steps": 2}, {"bank": SlidingWindowMemory()}, {"bank": NoMemory()},
+     {"visibility": Visibility(stream="block_causal")}, {"num_chunks": 2, "guidance": Guidance(2.0)}],
 )  # fmt: skip
 def test_a_session_is_the_offline_loop_and_its_frames_are_the_batch_decode(options):
     entering = conditions(6)
@@ -100,7 +100,8 @@ def test_the_seed_decides():
 def test_a_prompt_set_now_is_not_seen_before_its_chunk_leaves_under_a_block_causal_mask():
     entering = conditions(5)
     other = [*entering[:2], (entering[2][0] + 1, entering[2][1] + 1), *entering[3:]]
-    first, second = session(engine(stream_mask="block_causal")), session(engine(stream_mask="block_causal"))
+    causal = Visibility(stream="block_causal")
+    first, second = session(engine(visibility=causal)), session(engine(visibility=causal))
     pairs = [(first.next_chunk(*a), second.next_chunk(*b)) for a, b in zip(entering, other, strict=True)]
     for step, (a, b) in enumerate(pairs[2:]):
         assert torch.allclose(a, b, atol=1e-5) == (step < 2)

@@ -11,7 +11,7 @@ from oracle import ConstantDenoiser, PerfectDenoiser, clean_chunks, knowing_chun
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.sampling import Guidance, WindowEngine, predict_velocity
 from flowact.schedulers import Staircase
-from flowact.types import Segment
+from flowact.types import Segment, Visibility
 
 
 def started(engine, clean, num_frames=3):
@@ -141,12 +141,12 @@ def test_the_geometry_of_a_window_never_changes_along_the_stream():
     run(WindowEngine(Watching(), StructuredMemory(), Staircase()), clean_chunks(9))
     assert len(set(seen)) == 1
     assert seen[0][0].segments[-3:] == (Segment("stream", 3, 0), Segment("stream", 3, 3), Segment("stream", 3, 6))
-    assert seen[0][0].causal
+    assert seen[0][0].visibility.causal
 
 
-@pytest.mark.parametrize(("stream_mask", "sees"), [("block_causal", False), ("bidirectional", True)])
-def test_the_chunk_that_leaves_sees_the_one_that_enters_if_the_mask_lets_it(stream_mask, sees):
-    engine = WindowEngine(learning_denoiser().eval(), StructuredMemory(), Staircase(), stream_mask=stream_mask)
+@pytest.mark.parametrize(("stream", "sees"), [("block_causal", False), ("bidirectional", True)])
+def test_the_chunk_that_leaves_sees_the_one_that_enters_if_it_is_let(stream, sees):
+    engine = WindowEngine(learning_denoiser().eval(), StructuredMemory(), Staircase(), visibility=Visibility(stream=stream))
     clean = clean_chunks(4)
     state = started(engine, clean)
     with torch.no_grad():

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from flowact import registry
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory, reference_chunk
 from flowact.testing import check_memory_bank
-from flowact.types import Chunk
+from flowact.types import Chunk, Segment, WindowLayout
 
 N = 3
+places = st.sampled_from(["offset", "contiguous", "future"])
 
 
 def chunk(number, num_frames=N):
@@ -52,9 +53,9 @@ def test_every_registered_bank_keeps_the_laws(component):
 @given(
     st.one_of(
         st.builds(StructuredMemory, long=st.integers(0, 4), short=st.integers(1, 3), positions=st.sampled_from(["elapsed", "contiguous"]),
-                  reference_gap=st.integers(1, 5)),
-        st.builds(SlidingWindowMemory, chunks=st.integers(1, 3), reference_gap=st.integers(1, 5)),
-        st.builds(NoMemory, reference_gap=st.integers(0, 5)),
+                  reference_gap=st.integers(1, 5), reference_position=places),
+        st.builds(SlidingWindowMemory, chunks=st.integers(1, 3), reference_gap=st.integers(1, 5), reference_position=places),
+        st.builds(NoMemory, reference_gap=st.integers(1, 5), reference_position=places),
     )
 )  # fmt: skip
 def test_any_size_of_bank_keeps_the_laws(bank):
@@ -91,6 +92,21 @@ def test_elapsed_positions_are_the_true_distances():
     assert [segment.position for segment in view.segments] == [-13, -10, -7, -4, -1]
     view = after(StructuredMemory(long=2, short=2, positions="elapsed", reference_gap=4), 6)
     assert [segment.position for segment in view.segments] == [-11, -7, -4, -2]
+
+
+@pytest.mark.parametrize("bank", [StructuredMemory, SlidingWindowMemory, NoMemory])
+def test_a_reference_stands_at_a_constant_place_before_the_others_next_to_them_or_in_the_future(bank):
+    for written in (0, 9):
+        offset, contiguous, future = (
+            after(bank(reference_gap=12, reference_position=place), written).segments for place in ("offset", "contiguous", "future")
+        )
+        oldest = min((segment.position for segment in offset if segment.kind != "reference"), default=0)
+        assert offset[0].position == oldest - 12
+        assert contiguous[0].position == oldest - 1
+        assert future[0].position == 12
+        assert offset[1:] == contiguous[1:] == future[1:]
+    with pytest.raises(ValueError, match="overlaps"):
+        WindowLayout((*after(bank(reference_gap=2, reference_position="future"), 0).segments, Segment("stream", 3, 0)))
 
 
 def test_contiguous_positions_stand_next_to_each_other():

@@ -10,20 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowact.models.mmdit import MMDiT, level_code, sine_code
+from flowact.models.blocks import AudioCrossAttention
+from flowact.models.mmdit import MMDiT, Window, level_code, sine_code
 from flowact.testing import check_denoiser
-from flowact.types import ConditionTokens, Segment, WindowLayout
+from flowact.types import FULL_VISIBILITY, ConditionTokens, MemoryFeatures, Segment, Visibility, WindowLayout
 
 CHANNELS, SIZE, TOKENS, AUDIO = 3, 4, 2, 4
 MEMORY = (Segment("reference", 1, -9), Segment("long", 1, -4), Segment("short", 1, -1))
 
 
-def layout(chunks=(2, 2), memory=MEMORY, **options):
+def layout(chunks=(2, 2), memory=MEMORY, visibility=Visibility()):
     stream, position = [], 0
     for length in chunks:
         stream.append(Segment("stream", length, position))
         position += length
-    return WindowLayout((*memory, *stream), **options)
+    return WindowLayout((*memory, *stream), visibility)
 
 
 def make(**options):
@@ -49,16 +50,14 @@ def window(layout, batch=2, seed=0):
 
 @contextmanager
 def memory_features(model, layout):
-    """Every block's output for the tokens of memory: text, audio and visual."""
+    """Every block's output for the tokens of memory: text, audio (if it is in the joint attention) and visual."""
     seen = []
-    segments, frames = sum(s.is_memory for s in layout.segments), layout.num_memory_frames
 
     def keep(module, arguments, output):
-        condition, visual = output
-        text, audio = condition.split([len(layout.segments) * TOKENS, layout.num_frames * AUDIO], dim=1)
-        seen.extend([text[:, : segments * TOKENS].clone(), audio[:, : frames * AUDIO].clone(), visual[:, :frames].clone()])
+        text, *others = output[0]
+        seen.extend([text[:, : layout.num_memory_segments].clone(), *(other[:, : layout.num_memory_frames].clone() for other in others)])
 
-    handles = [block.register_forward_hook(keep) for block in (*model.double_blocks, *model.single_blocks)]
+    handles = [block.register_forward_hook(keep) for block in model.blocks]
     yield seen
     for handle in handles:
         handle.remove()
@@ -72,7 +71,7 @@ def features(model, latents, sigma, conditions, layout):
 
 def with_another_stream(latents, sigma, conditions, layout):
     """The same memory with other latents, levels and conditions in the stream."""
-    frames, segments = layout.num_memory_frames, sum(s.is_memory for s in layout.segments)
+    frames, segments = layout.num_memory_frames, layout.num_memory_segments
     latents, sigma, text, audio = latents.clone(), sigma.clone(), conditions.text_BSLD.clone(), conditions.audio_BFAD.clone()
     latents[:, frames:] += 1.0
     sigma[:, frames:] = 1 - sigma[:, frames:]
@@ -81,13 +80,51 @@ def with_another_stream(latents, sigma, conditions, layout):
     return latents, sigma, ConditionTokens(text, audio), layout
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.sampled_from(["bidirectional", "block_causal"]), st.integers(1, 3))
-def test_memory_never_sees_the_stream(chunks, stream_mask, num_memory):
-    model, inputs = make(), window(layout(tuple(chunks), MEMORY[-num_memory:], stream_mask=stream_mask))
+causal_visibilities = st.builds(Visibility, stream=st.sampled_from(["bidirectional", "block_causal"]), memory=st.sampled_from(["full", "isolated"]))
+audio_ways = st.sampled_from(["branch", "joint", "cross"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), causal_visibilities, st.integers(1, 3), audio_ways, st.integers(0, 3), st.integers(0, 3))
+def test_memory_never_sees_the_stream_at_any_depth(chunks, visibility, num_memory, audio, num_double, num_single):
+    model = make(audio=audio, num_double_blocks=num_double, num_single_blocks=num_single)
+    inputs = window(layout(tuple(chunks), MEMORY[-num_memory:], visibility))
     before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    assert len(before) == 9
+    assert len(before) == (num_double + num_single) * (2 if audio == "cross" else 3)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=3), causal_visibilities, audio_ways, st.sampled_from(["segment", "channels"]), st.integers(1, 3)
+)
+def test_kept_memory_changes_nothing_but_the_time(chunks, visibility, audio, reference, num_memory):
+    model = make(audio=audio, reference=reference)
+    whole = layout(tuple(chunks), MEMORY[-num_memory:], visibility)
+    latents, sigma, conditions, _ = window(whole)
+    frames, count = whole.num_memory_frames, whole.num_memory_segments
+    before, stream = conditions.part(slice(count), slice(frames)), conditions.part(slice(count, None), slice(frames, None))
+    with torch.no_grad():
+        velocity = model(latents, sigma, conditions, whole)
+        kept = [model.encode_memory(latents[:, :frames], before, whole.memory)]
+        if visibility.memory == "isolated":  # entries one by one, each at another place than it is used at
+            alone = [WindowLayout((replace(segment, position=5),), visibility) for segment in whole.memory.segments]
+            parts = [before.part(slice(i, i + 1), slice(i, i + 1)) for i in range(count)]
+            entries = [model.encode_memory(latents[:, i : i + 1], part, one) for i, (part, one) in enumerate(zip(parts, alone, strict=True))]
+            kept.append(MemoryFeatures.joined(entries))
+        for memory in kept:
+            torch.testing.assert_close(model(latents[:, frames:], sigma[:, frames:], stream, whole, memory), velocity, atol=1e-5, rtol=1e-4)
+
+
+def test_kept_memory_is_seen():
+    model, whole = make(), layout()
+    latents, sigma, conditions, _ = window(whole)
+    stream = conditions.part(slice(3, None), slice(3, None))
+    with torch.no_grad():
+        kept = model.encode_memory(latents[:, :3], conditions.part(slice(3), slice(3)), whole.memory)
+        louder = MemoryFeatures(kept.keys, tuple(2 * value for value in kept.values))
+        velocities = [model(latents[:, 3:], sigma[:, 3:], stream, whole, memory) for memory in (kept, louder)]
+    assert not torch.allclose(*velocities, atol=1e-3)
 
 
 def test_memory_is_the_same_in_front_of_a_longer_stream():
@@ -102,7 +139,7 @@ def test_memory_is_the_same_in_front_of_a_longer_stream():
 
 
 def test_memory_sees_the_stream_with_full_visibility():
-    model, inputs = make(), window(layout(causal=False))
+    model, inputs = make(), window(layout(visibility=FULL_VISIBILITY))
     before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -120,7 +157,7 @@ def test_shared_text_would_leak_the_stream_into_memory_after_two_blocks():
     shared = SharedText(layout().segments)
     model, inputs = make(), window(shared)
     before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    others = 2  # reference and long: the frames before the shared segment
+    others = 2  # reference and long: what stands before the shared segment
     visual = [(a[:, :others], b[:, :others]) for a, b in zip(before[2::3], after[2::3], strict=True)]
     assert torch.equal(*visual[0])
     assert not torch.equal(*visual[1])
@@ -130,12 +167,13 @@ def test_shared_text_would_leak_the_stream_into_memory_after_two_blocks():
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
 def test_block_causal_outputs_equal_those_of_a_prefix(prediction):
     model = make(prediction=prediction)
-    whole = layout((2, 1, 3), stream_mask="block_causal")
+    causal = Visibility(stream="block_causal")
+    whole = layout((2, 1, 3), visibility=causal)
     latents, sigma, conditions, _ = window(whole)
     with torch.no_grad():
         velocity = model(latents, sigma, conditions, whole)
         for kept in (1, 2):
-            prefix = layout((2, 1, 3)[:kept], stream_mask="block_causal")
+            prefix = layout((2, 1, 3)[:kept], visibility=causal)
             frames = prefix.num_frames
             cut = ConditionTokens(conditions.text_BSLD[:, : len(prefix.segments)], conditions.audio_BFAD[:, :frames])
             alone = model(latents[:, :frames], sigma[:, :frames], cut, prefix)
@@ -154,14 +192,18 @@ def test_bidirectional_chunks_see_later_chunks():
 def test_a_level_per_frame_is_a_level_of_that_frame_alone():
     """Equal levels per frame are one level per sample: the frame's modulation depends on nothing but its own level, text, sound and kind."""
     model = make()
-    _, sigma, conditions, whole = window(layout())
+    latents, sigma, conditions, whole = window(layout())
     one = torch.full_like(sigma, 0.4)
-    vector = model.frame_vector(one, conditions, whole)
+
+    def vector_of(levels, tokens=conditions):
+        return model.frame_vector(Window(latents, levels, tokens, whole))
+
+    vector = vector_of(one)
     mixed = torch.where(torch.arange(sigma.shape[1]) == 3, one, sigma)
-    torch.testing.assert_close(model.frame_vector(mixed, conditions, whole)[:, 3], vector[:, 3])
-    assert not torch.allclose(model.frame_vector(mixed, conditions, whole)[:, 4], vector[:, 4])
+    torch.testing.assert_close(vector_of(mixed)[:, 3], vector[:, 3])
+    assert not torch.allclose(vector_of(mixed)[:, 4], vector[:, 4])
     still = ConditionTokens(torch.zeros_like(conditions.text_BSLD), torch.zeros_like(conditions.audio_BFAD))
-    stream = model.frame_vector(one, still, whole)[:, whole.num_memory_frames :]
+    stream = vector_of(one, still)[:, whole.num_memory_frames :]
     torch.testing.assert_close(stream, stream[:, :1].expand_as(stream))
 
 
@@ -170,7 +212,7 @@ def test_positions_are_relative(shift):
     model = make()
     latents, sigma, conditions, whole = window(layout())
     moved = replace(whole, segments=tuple(replace(s, position=s.position + shift) for s in whole.segments))
-    stretched = replace(whole, segments=tuple(replace(s, position=2 * s.position) for s in whole.segments))
+    stretched = replace(whole, segments=tuple(replace(s, position=3 * s.position) for s in whole.segments))
     with torch.no_grad():
         velocity = model(latents, sigma, conditions, whole)
         torch.testing.assert_close(model(latents, sigma, conditions, moved), velocity, atol=2e-5, rtol=1e-4)
@@ -196,10 +238,15 @@ def test_patches_round_trip(patch):
     assert torch.equal(model.from_patches(tokens, latents.shape[-2:]), latents)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"patch": 2}, {"absolute_positions": True}, {"prediction": "sample"}, {"activation": "silu", "query_key_norm": "layer", "initial_gate": 0.5},
-     {"num_single_blocks": 0}, {"num_double_blocks": 0}, {"width": 12, "num_heads": 6}],
+    [
+        {}, {"audio": "joint"}, {"audio": "cross"}, {"reference": "channels", "patch": 2}, {"attention": "flex", "width": 32},
+        {"guidance_embedding": True}, {"patch": 2}, {"absolute_positions": True}, {"prediction": "sample"},
+        {"activation": "silu", "query_key_norm": "layer", "initial_gate": 0.5}, {"num_single_blocks": 0}, {"num_double_blocks": 0},
+        {"width": 12, "num_heads": 6},
+    ],
 )  # fmt: skip
 def test_every_variant_keeps_the_laws_of_a_denoiser(options):
     check_denoiser(make(**options))
@@ -216,9 +263,12 @@ def test_it_starts_as_no_velocity_or_no_picture(prediction):
     torch.testing.assert_close(velocity, expected)
 
 
-def test_every_parameter_gets_a_gradient():
-    model = make(patch=2, absolute_positions=True)
-    model(*window(layout())).square().sum().backward()
+@pytest.mark.parametrize("audio", ["branch", "joint", "cross"])
+@pytest.mark.parametrize("reference", ["segment", "channels"])
+def test_every_parameter_gets_a_gradient(audio, reference):
+    model = make(patch=2, absolute_positions=True, audio=audio, reference=reference, guidance_embedding=True)
+    latents, sigma, conditions, whole = window(layout())
+    model(latents, sigma, replace(conditions, guidance_BG=torch.tensor([[2.0, 1.0], [4.0, 3.0]])), whole).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
 
@@ -241,6 +291,93 @@ def test_it_computes_in_bfloat16(training):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = make().requires_grad_(training)(latents, sigma, conditions, whole)
     assert (mixed - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_activation_checkpointing_changes_nothing_but_what_is_kept(checkpointing):
+    inputs = window(layout())
+    results = []
+    for choice in ("none", checkpointing):
+        model = make(checkpointing=choice).train()
+        velocity = model(*inputs)
+        velocity.square().sum().backward()
+        results.append((velocity, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)))
+    assert len(results[0]) == len(results[1]) > 10
+    for kept, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, kept, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_scales_start_without_effect_and_reach_the_stream_only():
+    latents, sigma, conditions, whole = window(layout())
+    asked = replace(conditions, guidance_BG=torch.tensor([[2.0, 1.0], [5.0, 3.0]]))
+    torch.manual_seed(0)
+    fresh = MMDiT(CHANNELS, 5, 6, width=24, num_heads=2, guidance_embedding=True, initial_gate=0.5)
+    with torch.no_grad():
+        fresh.out.weight.normal_()
+        assert torch.equal(fresh(latents, sigma, asked, whole), fresh(latents, sigma, conditions, whole))
+    model = make(guidance_embedding=True)
+    before, after = features(model, latents, sigma, conditions, whole), features(model, latents, sigma, asked, whole)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with torch.no_grad():
+        velocities = [model(latents, sigma, tokens, whole) for tokens in (conditions, asked)]
+        swapped = model(latents, sigma, replace(asked, guidance_BG=asked.guidance_BG.flip(1)), whole)
+    assert not torch.allclose(*velocities, atol=1e-3)
+    assert not torch.allclose(velocities[1], swapped, atol=1e-3)
+
+
+def test_audio_by_cross_attention_starts_without_effect_and_each_frame_hears_its_own_sound():
+    latents, sigma, conditions, whole = window(layout())
+    louder = replace(conditions, audio_BFAD=conditions.audio_BFAD.clone())
+    louder.audio_BFAD[:, 4] *= 3
+    torch.manual_seed(0)
+    visual = torch.randn(2, 7, 16, 24)
+    heard = torch.randn(2, 7, AUDIO, 24)
+    block = AudioCrossAttention(24, 2)
+    assert torch.equal(block(visual, heard), visual)
+    with torch.no_grad():
+        block.out.weight.normal_()
+        other = heard.clone()
+        other[:, 4] += 1
+        changed = (block(visual, heard) - block(visual, other)).abs().amax((0, 2, 3)) > 1e-4
+    assert changed.tolist() == [frame == 4 for frame in range(7)]
+    model = make(audio="cross")
+    with torch.no_grad():
+        assert not torch.allclose(model(latents, sigma, conditions, whole), model(latents, sigma, louder, whole), atol=1e-4)
+
+
+def test_a_reference_beside_every_frame_is_seen_by_the_stream_and_has_no_tokens():
+    model = make(reference="channels")
+    latents, sigma, conditions, whole = window(layout())
+    beside = Window(latents, sigma, conditions, whole).with_reference_beside()
+    assert [segment.kind for segment in beside.segments] == ["long", "short", "stream", "stream"]
+    planes, copies, mask = beside.input_BFCHW.split([CHANNELS, CHANNELS, 1], dim=2)
+    assert torch.equal(planes, latents[:, 1:])
+    assert torch.equal(copies[:, :2], latents[:, 1:3])
+    assert torch.equal(copies[:, 2:], latents[:, :1].expand(-1, 4, -1, -1, -1))
+    assert mask.amax((0, 2, 3, 4)).tolist() == mask.amin((0, 2, 3, 4)).tolist() == [1, 1, 0, 0, 0, 0]
+    other = latents.clone()
+    other[:, 0] += 1
+    with torch.no_grad():
+        assert not torch.allclose(model(latents, sigma, conditions, whole), model(other, sigma, conditions, whole), atol=1e-3)
+        without = layout(memory=MEMORY[1:])
+        cut = conditions.part(slice(1, None), slice(1, None))
+        assert torch.isfinite(model(latents[:, 1:], sigma[:, 1:], cut, without)).all()
+
+
+def test_blocks_compile_whole_and_once_for_a_stream():
+    """No graph break, and no recompilation while contents, prompts and levels change."""
+    torch._dynamo.reset()
+    model = make(num_double_blocks=2, num_single_blocks=2)
+    compiled = make(num_double_blocks=2, num_single_blocks=2)
+    for block in compiled.blocks:
+        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*window(layout())), model(*window(layout())), atol=1e-5, rtol=1e-4)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for seed in range(1, 6):
+                inputs = window(layout(), seed=seed)
+                torch.testing.assert_close(compiled(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
 
 
 def test_validation_in_inference_mode_leaves_nothing_behind_that_training_cannot_use():

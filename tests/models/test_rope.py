@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowact.models.attention import TokenCounts
+from flowact.models.attention import TokenCounts, plan_attention
 from flowact.models.rope import rotate, split_axes, window_rotation
 from flowact.types import Segment, WindowLayout
 
 COUNTS = TokenCounts(text=2, audio=4, visual=4)
 
 
-def rotation(shift=0, head_width=16):
+def rotation(shift=0, head_width=16, **options):
     layout = WindowLayout((Segment("short", 1, shift - 1), Segment("stream", 3, shift)))
-    return window_rotation(layout, COUNTS, 2, 2, head_width, 256.0, torch.device("cpu"))
+    return window_rotation(layout, COUNTS, (2, 2), split_axes(head_width), 256.0, torch.device("cpu"), **options)
 
 
 @pytest.mark.parametrize("head_width", [2, 4, 16, 24, 48, 64, 128])
@@ -37,11 +37,17 @@ def test_a_rotation_keeps_lengths_and_products_depend_on_differences_of_position
 
 
 def test_audio_stands_around_its_latent_frame_and_text_in_the_middle_of_its_segment():
-    """Angles of the first temporal channel are the positions themselves, as its frequency is 1."""
-    cosine, sine = rotation()
-    position = torch.atan2(sine[:, 0], cosine[:, 0])
-    text, audio, visual = position.split([4, 16, 16])
+    """Angles of the first temporal channel are the positions themselves, as its frequency is 1. Memory's tokens stand first, then the stream's."""
+    layout = WindowLayout((Segment("short", 1, -1), Segment("stream", 3, 0)))
+    plan = plan_attention(layout, COUNTS)
+
+    def positions(**options):
+        cosine, sine = rotation(**options)
+        return (part[0] for part in plan.part(torch.atan2(sine[:, 0], cosine[:, 0])[None]))
+
+    text, audio, visual = positions()
     torch.testing.assert_close(text, torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+    assert not next(positions(rotate_text=False)).any()
     torch.testing.assert_close(audio[4:8], torch.tensor([-0.375, -0.125, 0.125, 0.375]))
     torch.testing.assert_close(visual, torch.tensor([-1.0, 0.0, 1.0, 2.0]).repeat_interleave(4))
 

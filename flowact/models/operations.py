@@ -1,0 +1,148 @@
+"""Three operations of a transformer block written so that eager mode moves and keeps less memory: they save inputs and compute the rest again.
+
+torch.compile fuses the plain formulas by itself, so under it those are used; they are also what the tests compare with.
+Legend: flowact/types.py; G groups of tokens that share a modulation (segments or latent frames), N heads, D width of tokens or of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+NormKind = Literal["rms", "layer"]
+EPSILON = 1e-6
+
+
+def modulated_norm(x_BGLD: Tensor, shift_BGD: Tensor, scale_BGD: Tensor) -> Tensor:
+    """Layer normalisation without weights, then (1 + scale) and shift per group (adaLN, DiT section 3.2). Keeps the input only."""
+    shift, scale = shift_BGD[:, :, None], scale_BGD[:, :, None]
+    mixed = not x_BGLD.dtype == shift.dtype == scale.dtype  # left to torch's own promotion
+    if torch.compiler.is_compiling() or mixed:
+        return torch.addcmul(shift, nnf.layer_norm(x_BGLD, x_BGLD.shape[-1:], eps=EPSILON), 1 + scale)
+    return _ModulatedNorm.apply(x_BGLD, shift, scale)
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, EPSILON)
+        ctx.save_for_backward(x, mean, deviation, scale)
+        return torch.addcmul(shift, normed, 1 + scale, out=normed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, mean, deviation, scale = ctx.saved_tensors
+        normed = (x - mean).mul_(deviation)
+        to_scale = torch.mul(gradient, normed.to(gradient.dtype)).sum(2, keepdim=True)
+        to_shift = gradient.sum(2, keepdim=True)
+        mask = [True, False, False]
+        to_x = torch.ops.aten.native_layer_norm_backward(gradient * (1 + scale), x, x.shape[-1:], mean, deviation, None, None, mask)[0]
+        return to_x, to_shift, to_scale
+
+
+def normed_rotation(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, kind: NormKind) -> Tensor:
+    """Normalise queries and keys per head, weigh them, and rotate them (RMS norm as in SD3, equation 6; rotary positions, RoFormer).
+
+    Keeps the input only.
+
+    Args:
+        x: queries and keys [B, L, 2, N, D].
+        weight: [2, 1, D].
+        cosine: [L, D / 2].
+        sine: [L, D / 2].
+        kind: RMS norm, or layer norm without bias.
+    """
+    weight, cosine, sine = weight.to(x.dtype), cosine.to(x.dtype), sine.to(x.dtype)
+    if torch.compiler.is_compiling():
+        return _plain_normed_rotation(x, weight, cosine, sine, kind)
+    return _NormedRotation.apply(x, weight, cosine, sine, kind)
+
+
+def head_norm(x: Tensor, weight: Tensor, kind: NormKind) -> Tensor:
+    """The normalisation of `normed_rotation` alone."""
+    size = x.shape[-1:]
+    normed = nnf.rms_norm(x, size, eps=EPSILON) if kind == "rms" else nnf.layer_norm(x, size, eps=EPSILON)
+    return normed * weight.to(normed.dtype)
+
+
+def _plain_normed_rotation(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, kind: NormKind) -> Tensor:
+    first, second = head_norm(x, weight, kind).chunk(2, dim=-1)
+    cosine, sine = cosine[:, None, None], sine[:, None, None]
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+
+
+class _NormedRotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, kind: NormKind) -> Tensor:
+        normed, inverse = _normalise(x, kind)
+        # the weights go into the table of angles, which all heads and samples share
+        table = [(part[:, None, None] * half) for part in (cosine, sine) for half in weight.chunk(2, dim=-1)]
+        cosine_first, cosine_second, sine_first, sine_second = table
+        first, second = normed.chunk(2, dim=-1)
+        out = torch.empty_like(normed, memory_format=torch.contiguous_format)
+        out_first, out_second = out.chunk(2, dim=-1)
+        torch.mul(first, cosine_first, out=out_first).addcmul_(second, sine_second, value=-1)
+        torch.mul(second, cosine_second, out=out_second).addcmul_(first, sine_first)
+        ctx.save_for_backward(x, weight, cosine, sine, inverse)
+        ctx.kind = kind
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight, cosine, sine, inverse = ctx.saved_tensors
+        normed = (x - x.mean(-1, keepdim=True)).mul_(inverse) if ctx.kind == "layer" else x * inverse
+        cosine, sine = cosine[:, None, None], sine[:, None, None]
+        first, second = gradient.chunk(2, dim=-1)
+        back = torch.empty_like(normed)  # rotated back: the gradient of the weighted, normalised input
+        back_first, back_second = back.chunk(2, dim=-1)
+        torch.mul(first, cosine, out=back_first).addcmul_(second, sine)
+        torch.mul(second, cosine, out=back_second).addcmul_(first, sine, value=-1)
+        product = back * normed
+        to_weight = product.sum((0, 1, 3))[:, None].to(weight.dtype)
+        inner = product.mul_(weight).mean(-1, keepdim=True)
+        back.mul_(weight)
+        if ctx.kind == "layer":
+            back.sub_(back.mean(-1, keepdim=True))
+        return back.sub_(normed.mul_(inner)).mul_(inverse), to_weight, None, None, None
+
+
+def _normalise(x: Tensor, kind: NormKind) -> tuple[Tensor, Tensor]:
+    """The normalised input and the inverse of its scale [..., 1]."""
+    if kind == "layer":
+        normed, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPSILON)
+        return normed, inverse.to(x.dtype)
+    # one pass, and no square of x in memory
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    inverse = (length.square() / x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
+    return x * inverse, inverse
+
+
+def after_activation(hidden: Tensor, activation: Callable[[Tensor], Tensor], linear: Callable[[Tensor], Tensor], recompute: bool) -> Tensor:
+    """linear(activation(hidden)). With `recompute` the activated tensor is not kept for the backward pass but computed again from `hidden`.
+
+    `linear` is called as it is, so wrapped layers (LoRA, ZeRO-3) do what they do. `recompute` is for eager training without activation
+    checkpointing: a checkpoint keeps nothing here anyway, and a compiler decides by itself.
+    """
+    activated = activation(hidden)
+    if not recompute or torch.compiler.is_compiling() or not activated.requires_grad:
+        return linear(activated)
+    address, shape = activated.data_ptr(), activated.shape
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        same = tensor.data_ptr() == address and tensor.numel() == shape.numel() and tensor.is_contiguous()
+        return tensor.shape if same else tensor
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return activation(hidden).view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return linear(activated)
