@@ -214,7 +214,7 @@ def _start(recipe: Recipe, folder: Path) -> None:
     if recipe.autoencoder is not None:
         _encoder = load_autoencoder(recipe.autoencoder).to(recipe.device)
     else:
-        _encoder = registry.instantiate(recipe.spec, "conditioning")
+        _encoder = registry.instantiate(recipe.spec, "conditioning").to(recipe.device)
 
 
 @torch.inference_mode()
@@ -311,7 +311,7 @@ def _recipe(column: str, args: argparse.Namespace) -> Recipe:
         return Recipe(column, spec, latent_space(args.autoencoder), args.autoencoder, weights, args.references, device, args.precision)
     words = (args.encoder if args.column == column else getattr(args, f"{column}_encoder")) or [DEFAULT_ENCODERS[column]]
     spec = encoder_spec(words, column)
-    return Recipe(column, spec, registry.spec_hash(spec))
+    return Recipe(column, spec, registry.spec_hash(spec), device=device)
 
 
 def _is_finished(path: Path, shard: Shard) -> bool:

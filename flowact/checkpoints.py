@@ -9,6 +9,8 @@
     manifest.json          sizes and sha256 of all of the above, written last
 
 Older checkpoints of a run stand beside the newest one as `NAME@STEP`.
+
+The checkpoint of a LoRA has `adapter.safetensors` (see `flowact.lora`) in place of all weights, and its lineage names the base: path and hashes.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowact.errors import UserError
+from flowact.lora import merge
 from flowact.strict_yaml import read_yaml, to_yaml
 
 SCHEMA = 1
@@ -39,6 +42,8 @@ KIND = "flowact-checkpoint"
 MANIFEST = "manifest.json"
 ENGINE = "engine"
 COMPARED = ("latent_space", "chunk_frames", "fps", "encoders")
+#: stage in the lineage of weights that were trained elsewhere (`flowact convert`)
+IMPORTED = "imported"
 
 _BLOCK = 1 << 20
 _MAX_JSON_BYTES = 64 << 20
@@ -78,16 +83,73 @@ class Checkpoint:
         path = self.path / "autoencoder"
         return path if path.is_dir() else None
 
-    def weights(self, ema: bool = True) -> dict[str, Tensor]:
-        """fp32 weights by name, on the CPU.
+    @property
+    def stage_arguments(self) -> dict[str, Any]:
+        """Arguments of the stage that trained it, as in its recipe.
+
+        Raises:
+            UserError: there is no denoiser among them.
+        """
+        model = self.recipe.get("model")
+        arguments = model.get("init_args") if isinstance(model, Mapping) else None
+        if not isinstance(arguments, Mapping) or not isinstance(arguments.get("denoiser"), Mapping):
+            stage = self.lineage.get("stage")
+            raise UserError(f"{self.path} holds no denoiser (its stage is {stage}); give a checkpoint of a denoiser stage")
+        return dict(arguments)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it holds only what was trained beside the weights of a base."""
+        return "base" in self.lineage
+
+    def weights(self, ema: bool = True, base: str | Path | None = None) -> dict[str, Tensor]:
+        """fp32 weights of the whole network by name, on the CPU; those of a LoRA are merged into its base.
 
         Args:
             ema: put the moving average in place of the parameters that have one. Without effect if `has_ema` is false.
+            base: see `base`; of a LoRA only.
+
+        Raises:
+            UserError: the base of a LoRA is not found or does not fit.
         """
+        state = self.trained(ema)
+        return merge(self.base(base).weights(), state) if self.is_lora else state
+
+    def trained(self, ema: bool = True) -> dict[str, Tensor]:
+        """What the folder itself holds: all weights, or what a LoRA changes."""
         state = load_file(self.path / self.weights_name)
         if ema and self.has_ema:
             state |= load_file(self.path / "ema.safetensors")
         return state
+
+    def base(self, folder: str | Path | None = None) -> Checkpoint:
+        """The checkpoint that a LoRA was trained on, told by its hashes.
+
+        Args:
+            folder: where it is. None: where it was in training, or anywhere beside this checkpoint.
+
+        Raises:
+            UserError: it is not there; says what is, and what to do.
+        """
+        wanted = self.lineage["base"]
+        recorded = Path(wanted["path"])
+        places = [recorded, *_archived(recorded), *sorted(self.path.resolve().parent.iterdir())] if folder is None else [Path(folder)]
+        for place in places:
+            if (place / MANIFEST).is_file() and _hashes(place) == {key: wanted[key] for key in ("weights_sha256", "ema_sha256")}:
+                return open_checkpoint(place)
+        there = "which holds another checkpoint" if (places[0] / MANIFEST).is_file() else "which holds no checkpoint"
+        beside = "" if folder else f", nor beside {self.path}"
+        raise UserError(
+            f"{self.path} holds a LoRA on the weights of stage {wanted['stage']}, step {wanted['step']} (sha256 {wanted['weights_sha256'][:12]}...). "
+            f"These are not in {places[0]}, {there}{beside}. Put the folder, or a link to it, beside {self.path}; "
+            f"or merge the two once: flowact export {self.path} --base FOLDER --format merged --out FOLDER"
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How descendants name this checkpoint and check that it is the same."""
+        facts = {"stage": self.lineage.get("stage"), "step": self.lineage.get("step")}
+        return {"path": str(self.path.resolve()), **facts, **_hashes(self.path)}
 
     def ema(self) -> dict[str, Tensor]:
         """The moving average alone; empty if there is none."""
@@ -167,7 +229,7 @@ def write_checkpoint(
             (unfinished / name).write_text(text, encoding="utf-8")
         if autoencoder_folder is not None:
             shutil.copytree(autoencoder_folder, unfinished / "autoencoder")
-        files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": _sha256(unfinished / name)} for name in _files(unfinished)}
+        files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": sha256_of(unfinished / name)} for name in _files(unfinished)}
         manifest = {"schema": SCHEMA, "kind": KIND, "weights": weights_name, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _flush(unfinished)
@@ -206,7 +268,7 @@ def check_replaceable(folder: Path, stage: str) -> None:
         return
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists and is not a checkpoint. Choose another folder for checkpoints, or remove it.")
-    found = _read_json(folder / "lineage.json").get("stage")
+    found = read_json(folder / "lineage.json").get("stage")
     if found != stage:
         raise UserError(f"{folder} holds a checkpoint of stage {found}; one of stage {stage} would replace it. Choose another folder, or remove it.")
 
@@ -241,7 +303,7 @@ def _publish(unfinished: Path, folder: Path) -> None:
 
 
 def _archive_name(folder: Path) -> Path:
-    step = int(_read_json(folder / "lineage.json").get("step", 0))
+    step = int(read_json(folder / "lineage.json").get("step", 0))
     return folder.parent / f"{folder.name}@{step:08d}"
 
 
@@ -305,14 +367,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if size != expected["bytes"]:
             raise UserError(f"checkpoint {folder} is damaged: {name} has {size} bytes, {expected['bytes']} were written.")
     for name, expected in listed.items():
-        if _sha256(folder / name) != expected["sha256"]:
+        if sha256_of(folder / name) != expected["sha256"]:
             raise UserError(f"checkpoint {folder} is damaged: the contents of {name} are not what was written (sha256 differs).")
     name = manifest["weights"]
     for required in (name, "recipe.yaml", "lineage.json"):
         if required not in listed:
             raise UserError(f"checkpoint {folder} is incomplete: {required} is missing.")
     recipe, _ = read_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
-    return Checkpoint(folder, _unescape(recipe), _read_json(folder / "lineage.json"), name, "ema.safetensors" in listed)
+    return Checkpoint(folder, _unescape(recipe), read_json(folder / "lineage.json"), name, "ema.safetensors" in listed)
 
 
 def latest_checkpoint(folder: str | Path) -> Checkpoint:
@@ -349,7 +411,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}, which is written last.")
-    manifest = _read_json(path)
+    manifest = read_json(path)
     if manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("weights"), str):
         raise UserError(f"{path} is not the manifest of a FlowAct checkpoint.")
     if manifest.get("schema") != SCHEMA:
@@ -360,7 +422,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _hashes(folder: Path) -> dict[str, str | None]:
+    """Hashes of the weights and of their moving average, from the manifest."""
+    manifest = _read_manifest(folder)
+    names = {"weights_sha256": manifest["weights"], "ema_sha256": "ema.safetensors"}
+    return {key: manifest["files"].get(name, {}).get("sha256") for key, name in names.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: unreadable, too large, not JSON, or not an object.
+    """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UserError(f"{path} is larger than {_MAX_JSON_BYTES} bytes and not read.")
@@ -383,7 +457,8 @@ def _files(folder: Path) -> list[str]:
     return names
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -444,7 +519,7 @@ def load_into(
 def check_compatible(lineage_a: Mapping[str, Any], lineage_b: Mapping[str, Any], allow: Iterable[str] = ()) -> None:
     """Check that weights trained under `lineage_a` mean the same under `lineage_b`.
 
-    Compared are the latent space, frames per chunk, frame rate and encoders.
+    Compared are the latent space, frames per chunk, frame rate and encoders. What imported weights do not state is unknown and allowed.
 
     Args:
         lineage_a: of the checkpoint.
@@ -457,6 +532,8 @@ def check_compatible(lineage_a: Mapping[str, Any], lineage_b: Mapping[str, Any],
     allowed = set(allow)
     if unknown := allowed - set(COMPARED):
         raise UserError(f"allow={sorted(unknown)}: what may differ is one of {', '.join(COMPARED)}.")
+    if lineage_a.get("stage") == IMPORTED:
+        allowed |= set(COMPARED) - lineage_a.keys()
     differing = [name for name in COMPARED if name not in allowed and lineage_a.get(name) != lineage_b.get(name)]
     if differing:
         lines = "".join(

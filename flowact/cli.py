@@ -20,6 +20,8 @@ VERBS = {
     "validate": ("validate", "run a recipe's validation on a checkpoint"),
     "generate": ("generate", "stream a video from sound, a picture and prompts"),
     "evaluate": ("evaluate", "measure a checkpoint on shards"),
+    "convert": ("convert", "import the weights of another library's model, or export a checkpoint to it"),
+    "export": ("export", "write a checkpoint as merged weights, or its LoRA for peft or ComfyUI; extract a LoRA from two checkpoints"),
     "list": ("listing", "components that recipes can name, by kind"),
     "describe": ("describe", "arguments, defaults and a YAML example of a component"),
     "check": ("check", "find every mistake in a recipe without building anything"),

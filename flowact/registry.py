@@ -53,6 +53,8 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("denoisers", "flowact.models", "Denoiser"),
+        Kind("adapters", "flowact.models", "Adapter"),
+        Kind("formats", "flowact.models", "WeightFormat"),
         Kind("memory", "flowact.memory", "MemoryBank"),
         Kind("corruptors", "flowact.memory", "MemoryCorruptor"),
         Kind("conditioning", "flowact.conditioning", "ConditioningEncoder"),

@@ -5,22 +5,32 @@ Each `check_*` takes an object, tries the laws on small random inputs, and raise
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowact import registry
 from flowact.autoencoders.base import Autoencoder
 from flowact.characters.base import Character
+from flowact.checkpoints import read_json
 from flowact.conditioning.base import AudioEncoder, ConditioningEncoder, TextEncoder
+from flowact.errors import UserError
+from flowact.lora import merge
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import MemoryCorruptor
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
+from flowact.models.formats import CLASS_NAME, WeightFormat
+from flowact.models.rules import Constant, Translation, export_state, import_state, translate
+from flowact.models.weights import build_outline, build_partly, read_folder
 from flowact.planning.base import Planner
 from flowact.schedulers.base import NoiseScheduler
 from flowact.signatures import arguments_of
@@ -41,12 +51,14 @@ from flowact.types import (
 from flowact.writers.base import VideoWriter
 
 __all__ = [
+    "check_adapter",
     "check_autoencoder",
     "check_character",
     "check_conditioning_encoder",
     "check_constructor",
     "check_corruptor",
     "check_denoiser",
+    "check_format",
     "check_memory_bank",
     "check_noise_scheduler",
     "check_planner",
@@ -435,6 +447,124 @@ def _check_memory_reuse(
         "kept memory is refused under full visibility",
     )
     _refuses(lambda: denoiser.encode_memory(latents, tokens, layout), denoiser, "memory alone is encoded, without a stream")
+
+
+# --- weight formats
+
+
+def check_format(format: WeightFormat, source: Mapping[str, Any] | str | Path, **settings: Any) -> None:
+    """The laws of `WeightFormat`.
+
+    Args:
+        format: of the other library.
+        source: a folder that the library saved (a small network will do), or the content of a config.json; only a folder shows that the rules know
+            every tensor of the library's.
+        settings: arguments of our denoiser that config.json does not say.
+    """
+    folder = None if isinstance(source, Mapping) else Path(source)
+    config = read_json(folder / "config.json") if folder else dict(source)  # type: ignore[arg-type]
+    config.setdefault(CLASS_NAME, format.class_name)
+    _ensure(format.recognises(config), format, "it recognises its own config.json", str(config[CLASS_NAME]))
+    _ensure(not format.recognises({**config, CLASS_NAME: "AnotherModel"}), format, "it recognises no other class")
+    _refuses(lambda: format.complete({**config, "an_unknown_key": 1}), format, "a key of config.json that it does not know is refused")
+
+    complete = format.complete(config)
+    spec = format.denoiser_spec(config, **settings)
+    exported = format.exported_config(json.loads(json.dumps(spec)))
+    back = json.loads(json.dumps({key: value for key, value in exported.items() if not key.startswith("_")}))
+    differing = [key for key in {**complete, **back} if key not in back or key not in complete or back[key] != json.loads(json.dumps(complete[key]))]
+    detail = ", ".join(f"{key}: {complete.get(key)!r} became {back.get(key)!r}" for key in differing)
+    _ensure(not differing, format, "config.json that is imported and exported says the same", detail)
+
+    def build() -> Denoiser:
+        return registry.instantiate(spec, "denoisers")
+
+    known, added = format.divide(build_outline(build))
+    _check_additions(format, build_partly(build, added.__contains__))
+    made = [name for name in added if any(template.match(name) for rule in format.rules(complete) for template in rule.ours)]
+    _ensure(not made, format, "no rule makes a tensor of an addition", ", ".join(made))
+    theirs = _check_rules(format, complete, known)
+    if folder is not None:
+        try:
+            translate(format.rules(complete), read_folder(folder), "ours", known)
+        except UserError as error:
+            _broken(format, "the rules know every tensor that the library writes", str(error))
+    constants = {rule.theirs[0].text: rule.value for rule in format.rules(complete) if isinstance(rule, Constant)}
+    for number_type in (torch.float32, torch.bfloat16):
+        ours = _random_state(known, number_type)
+        again = import_state(format.rules(complete), export_state(format.rules(complete), ours), known)
+        _ensure_equal(format, ours, again, "ours to theirs and back is exact")
+        other = {**_random_state(theirs.outline, number_type), **constants}
+        again = export_state(format.rules(complete), import_state(format.rules(complete), other, known))
+        _ensure_equal(format, other, again, "theirs to ours and back is exact")
+
+
+def _check_additions(format: WeightFormat, fresh: Mapping[str, Tensor]) -> None:
+    for name, tensors in format.by_addition(fresh).items():
+        _ensure(tensors, format, "every addition is there", name)
+    silent = [addition.name for addition in format.additions if addition.is_silent(fresh)]
+    _ensure(len(silent) == len(format.additions), format, "a new addition has no effect: it has gates and they are zero", f"only {silent} have none")
+    held = [name for tensors in format.by_addition(fresh).values() for name in tensors]
+    _ensure(len(held) == len(set(held)), format, "a tensor belongs to one addition")
+
+
+def _check_rules(format: WeightFormat, complete: Mapping[str, Any], known: Mapping[str, Tensor]) -> Translation:
+    try:
+        return translate(format.rules(complete), known, "theirs")
+    except ValueError as error:
+        _broken(format, "one rule for each tensor of ours that is no addition", str(error))
+
+
+def _random_state(outline: Mapping[str, Tensor], number_type: torch.dtype) -> dict[str, Tensor]:
+    state = {}
+    for seed, (name, tensor) in enumerate(outline.items()):
+        values = torch.randn(tensor.shape, generator=_generator(seed))
+        state[name] = values.to(number_type) if tensor.is_floating_point() else (100 * values).to(tensor.dtype)
+    return state
+
+
+def _ensure_equal(format: WeightFormat, before: Mapping[str, Tensor], after: Mapping[str, Tensor], law: str) -> None:
+    _ensure(before.keys() == after.keys(), format, law, f"tensors on one side only: {sorted(before.keys() ^ after.keys())}")
+    for name in before:
+        _ensure(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]), format, law, name)
+
+
+# --- adapters
+
+
+def check_adapter(adapter: Adapter, network: nn.Module, run: Callable[[nn.Module], Tensor], *, tolerance: float = 1e-5) -> None:
+    """The laws of `Adapter`.
+
+    Args:
+        adapter: the adapter.
+        network: a plain network that it fits; it is changed.
+        run: the output of a network on fixed inputs, with gradients and without randomness in evaluation mode.
+        tolerance: of comparisons.
+    """
+    plain, base = copy.deepcopy(network.eval()), {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():  # as kernels may depend on whether gradients are asked for
+        before = run(network)
+        adapter.attach(network)
+        after = run(network)
+    _ensure(_same(before, after), adapter, "a network gives when training starts what it gave without the adapter")
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    _ensure(trained, adapter, "something is trained")
+    _ensure(adapter.keeps_base or not frozen, adapter, "without a base everything is trained")
+    generator = _generator(0)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    names, live = adapter.stored_names(network), network.state_dict()
+    _ensure(len(set(names.values())) == len(names), adapter, "no two tensors have one name in a checkpoint")
+    state = {stored: live[name] for name, stored in names.items()} | adapter.constants(network)
+    plain.load_state_dict(merge(base, state) if adapter.keeps_base else state)
+    _ensure(
+        _same(run(plain), run(network), tolerance), adapter, "a plain network with the weights of a checkpoint gives what the trained network gives"
+    )
+    run(network).square().sum().backward()
+    _ensure(all(p.grad is not None for p in trained), adapter, "what is trained has an effect")
+    _ensure(all(p.grad is None for p in frozen), adapter, "what is frozen gets no gradient")
 
 
 # --- planners

@@ -247,16 +247,20 @@ class MemoryFeatures(TensorRecord):
         keys: [B, L, N, D] per attention layer, before rotation: positions may change while an entry is kept.
         values: [B, L, N, D] per attention layer.
         reference_BFCHW: the clean reference picture, for denoisers that take it beside every frame; else None.
+        key_mask_BL: False for keys that nobody may see (padding of captions); None if all may be seen.
+        lengths: tokens of each segment, where segments are isolated and so can be taken apart; else empty.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     reference_BFCHW: Tensor | None = None
+    key_mask_BL: Tensor | None = None
+    lengths: tuple[int, ...] = ()
 
     def to(self, *args: Any, **kwargs: Any) -> MemoryFeatures:
         """See `TensorRecord.to`."""
-        reference = None if self.reference_BFCHW is None else self.reference_BFCHW.to(*args, **kwargs)
-        return MemoryFeatures(tuple(k.to(*args, **kwargs) for k in self.keys), tuple(v.to(*args, **kwargs) for v in self.values), reference)
+        keys, values = (tuple(tensor.to(*args, **kwargs) for tensor in tensors) for tensors in (self.keys, self.values))
+        return replace(super().to(*args, **kwargs), keys=keys, values=values)
 
     @staticmethod
     def joined(parts: Sequence[MemoryFeatures]) -> MemoryFeatures:
@@ -265,7 +269,19 @@ class MemoryFeatures(TensorRecord):
             return parts[0]
         layers = range(len(parts[0].keys))
         keys, values = (tuple(torch.cat([getattr(part, name)[i] for part in parts], dim=1) for i in layers) for name in ("keys", "values"))
-        return MemoryFeatures(keys, values, next((part.reference_BFCHW for part in parts if part.reference_BFCHW is not None), None))
+        references = [part.reference_BFCHW for part in parts if part.reference_BFCHW is not None]
+        masks = [part.key_mask_BL for part in parts if part.key_mask_BL is not None]
+        lengths = tuple(length for part in parts for length in part.lengths)
+        return MemoryFeatures(keys, values, references[0] if references else None, torch.cat(masks, dim=1) if masks else None, lengths)
+
+    def split(self) -> list[MemoryFeatures]:
+        """Features of each segment; the inverse of `joined`."""
+        keys, values = (zip(*(tensor.split(self.lengths, dim=1) for tensor in tensors), strict=True) for tensors in (self.keys, self.values))
+        masks = [None] * len(self.lengths) if self.key_mask_BL is None else self.key_mask_BL.split(self.lengths, dim=1)
+        return [
+            MemoryFeatures(key, value, self.reference_BFCHW, mask, (length,))
+            for key, value, mask, length in zip(keys, values, masks, self.lengths, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -291,11 +307,16 @@ class MemoryView(TensorRecord):
         """Text per segment and audio per frame."""
         return ConditionTokens(self.text_BSLD, self.audio_BFAD)
 
-    def entry(self, index: int) -> MemoryView:
-        """One segment alone."""
-        first = sum(segment.num_frames for segment in self.segments[:index])
-        frames = slice(first, first + self.segments[index].num_frames)
-        return MemoryView(self.latents_BFCHW[:, frames], self.audio_BFAD[:, frames], self.text_BSLD[:, index : index + 1], (self.segments[index],))
+    def entries(self, indices: Sequence[int]) -> MemoryView:
+        """Some segments alone, in the given order."""
+        frames_of = list(self.latents_BFCHW.split([segment.num_frames for segment in self.segments], dim=1))
+        audio_of = list(self.audio_BFAD.split([segment.num_frames for segment in self.segments], dim=1))
+        return MemoryView(
+            torch.cat([frames_of[i] for i in indices], dim=1),
+            torch.cat([audio_of[i] for i in indices], dim=1),
+            self.text_BSLD[:, list(indices)],
+            tuple(self.segments[i] for i in indices),
+        )
 
 
 def concatenate_chunks(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:

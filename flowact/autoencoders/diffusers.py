@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowact.autoencoders.base import Autoencoder
+from flowact.autoencoders.hunyuan15 import FeatureCache, decode_next, encode_next
 from flowact.errors import UserError, did_you_mean
 
 
@@ -17,7 +18,7 @@ class StreamState(NamedTuple):
     """What streaming decode keeps between calls.
 
     Attributes:
-        features: feature cache, one entry per causal convolution (`CachedCodec`), else empty.
+        features: feature cache, one entry per layer that looks back (`CachedCodec`, `Hunyuan15Codec`), else empty.
         past_BCFHW: the last raw latent frames (`WindowedCodec`), else None.
     """
 
@@ -31,7 +32,12 @@ class Codec(ABC):
     Args:
         model: the model.
         context: see `DiffusersAutoencoder`.
+
+    Attributes:
+        default_context: `context` where the user states none.
     """
+
+    default_context = 4
 
     def __init__(self, model: nn.Module, context: int) -> None:
         self.model: Any = model
@@ -89,16 +95,8 @@ class CachedCodec(Codec):
         return frames, StreamState(features=tuple(features))
 
 
-class WindowedCodec(Codec):
-    """HunyuanVideo: group norms and attention over the whole clip, so neither causal nor cheap to stream as it is.
-
-    Each latent frame is encoded and decoded at the end of a window of its own, with up to `context` latent frames before it, and the rest of the
-    window's result is dropped. Then no frame depends on a later one and streams equal batches, at `context + 1` times the cost.
-    """
-
-    def __init__(self, model: nn.Module, context: int) -> None:
-        super().__init__(model, context)
-        self.model.use_framewise_encoding = self.model.use_framewise_decoding = False  # blends tiles of time, which would see the future
+class HunyuanCodec(Codec):
+    """What the two generations of HunyuanVideo have in common: how their configuration states geometry and scale."""
 
     def geometry(self) -> tuple[int, int, int]:
         """See `Codec.geometry`."""
@@ -109,6 +107,45 @@ class WindowedCodec(Codec):
         """See `Codec.statistics`."""
         channels = self.model.config.latent_channels
         return torch.zeros(channels), torch.full((channels,), 1 / self.model.config.scaling_factor)
+
+
+class Hunyuan15Codec(HunyuanCodec):
+    """HunyuanVideo-1.5: every layer is causal, so a stream costs what a batch costs and equals it (see `hunyuan15`).
+
+    Its attention sees all latent frames of the past, which a stream without end cannot keep; here it sees `context` of them. Clips of up to
+    `context + 1` latent frames are what diffusers makes of them; 31 is the length that the model generates.
+    """
+
+    default_context = 30
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """See `Codec.encode`."""
+        stride = self.model.config.temporal_compression_ratio
+        past, latents = None, []
+        for frames in (frames_BCTHW[:, :, :1], *frames_BCTHW[:, :, 1:].split(stride, dim=2)):
+            if frames.shape[2]:
+                cache = FeatureCache(past, self.context)
+                latents.append(encode_next(self.model.encoder, frames, cache).chunk(2, dim=1)[0])
+                past = cache.kept
+        return torch.cat(latents, dim=2)
+
+    def decode_next(self, raw_BC1HW: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """See `Codec.decode_next`."""
+        cache = FeatureCache(None if state is None else state.features, self.context)
+        frames = decode_next(self.model.decoder, raw_BC1HW, cache)
+        return frames, StreamState(features=tuple(cache.kept))
+
+
+class WindowedCodec(HunyuanCodec):
+    """HunyuanVideo: group norms and attention over the whole clip, so neither causal nor cheap to stream as it is.
+
+    Each latent frame is encoded and decoded at the end of a window of its own, with up to `context` latent frames before it, and the rest of the
+    window's result is dropped. Then no frame depends on a later one and streams equal batches, at `context + 1` times the cost.
+    """
+
+    def __init__(self, model: nn.Module, context: int) -> None:
+        super().__init__(model, context)
+        self.model.use_framewise_encoding = self.model.use_framewise_decoding = False  # blends tiles of time, which would see the future
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """See `Codec.encode`."""
@@ -128,35 +165,41 @@ class WindowedCodec(Codec):
         return frames if state is None else frames[:, :, -stride:], StreamState(past_BCFHW=window[:, :, -self.context :])
 
 
-CODECS: dict[str, type[Codec]] = {"AutoencoderKLWan": CachedCodec, "AutoencoderKLHunyuanVideo": WindowedCodec}
+CODECS: dict[str, type[Codec]] = {
+    "AutoencoderKLWan": CachedCodec,
+    "AutoencoderKLHunyuanVideo": WindowedCodec,
+    "AutoencoderKLHunyuanVideo15": Hunyuan15Codec,
+}
 
 
 class DiffusersAutoencoder(Autoencoder):
     """A pretrained video autoencoder of `diffusers`, frozen: a latent space for large runs.
 
-    Latents are normalised with the statistics in the model's own configuration. Wan streams through its feature cache at no extra cost;
-    HunyuanVideo sees a window of `context + 1` latent frames for each latent frame, which costs that many times as much (see `WindowedCodec`).
+    Latents are normalised with the statistics in the model's own configuration. Wan and HunyuanVideo-1.5 stream through a feature cache at no extra
+    cost; HunyuanVideo sees a window of `context + 1` latent frames for each latent frame, which costs that many times as much (see `WindowedCodec`).
     To encode shards with it, write its folder once: `save_autoencoder(autoencoder, autoencoder.spec, "my_autoencoder")`. That folder names `path`,
     which must stay where it is.
 
     Args:
-        class_name: class in diffusers: AutoencoderKLWan or AutoencoderKLHunyuanVideo.
+        class_name: class in diffusers: AutoencoderKLWan (2.1 and 2.2), AutoencoderKLHunyuanVideo or AutoencoderKLHunyuanVideo15.
         path: local folder of the model, with config.json and safetensors weights. Nothing is downloaded.
-        context: latent frames of the past that each latent frame is encoded and decoded with; only for models without a feature cache.
+        context: latent frames of the past that a latent frame is encoded and decoded with: in a window (HunyuanVideo, 4 unless stated) or in
+            attention (HunyuanVideo-1.5, 30 unless stated). Wan needs none.
 
     Raises:
         UserError: diffusers is not installed, the class is not known here, or the folder is missing or holds another class.
     """
 
-    def __init__(self, class_name: str, path: str, context: int = 4) -> None:
+    def __init__(self, class_name: str, path: str, context: int | None = None) -> None:
         super().__init__()
-        if context < 1:
+        if context is not None and context < 1:
             raise UserError(f"context is {context}; a latent frame needs at least 1 latent frame of the past")
         self.class_name = class_name
         self.path = path
-        self.context = context
         model = _load(class_name, path)
-        self._codec = CODECS[class_name](model, context)
+        codec = CODECS[class_name]
+        self.context = codec.default_context if context is None else context
+        self._codec = codec(model, self.context)
         self.temporal_stride, self.spatial_stride, self.latent_channels = self._codec.geometry()
         self.model = model.eval().requires_grad_(False)
         self.latent_mean: Tensor

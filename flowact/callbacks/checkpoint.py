@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,6 @@ from flowact.callbacks.ema import moving_average
 from flowact.callbacks.randomness import seed_generators
 from flowact.checkpoints import SCHEMA, check_replaceable, check_writable, remove_unfinished, write_checkpoint
 from flowact.errors import UserError
-from flowact.strategies import full_fp32_weights
 
 if TYPE_CHECKING:
     from flowact.stages.base import Stage
@@ -76,7 +75,9 @@ class CheckpointFolder(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def prepare() -> None:
-            check_replaceable(self.folder, str(cast("Stage", pl_module).lineage()["stage"]))
+            lineage = cast("Stage", pl_module).lineage()
+            check_replaceable(self.folder, str(lineage["stage"]))
+            self._check_base(lineage.get("base"))
             remove_unfinished(self.folder)
 
         _agree(trainer, prepare)
@@ -172,10 +173,16 @@ class CheckpointFolder(Checkpoint):
         progress, batches = self._position["epoch_progress"]["current"], self._position["epoch_loop.batch_progress"]
         return progress["processed"] + int(batches["is_last_batch"])
 
+    def _check_base(self, base: Mapping[str, Any] | None) -> None:
+        """Keep a run from replacing, and in the end removing, the checkpoint that its own cannot be read without."""
+        own = self.folder.resolve()
+        if base is not None and Path(base["path"]).parent == own.parent and Path(base["path"]).name.partition("@")[0] == own.name:
+            raise UserError(f"checkpoints in {self.folder} would replace {base['path']}, whose weights they need. Choose another dirpath.")
+
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder. Every process calls it; the first one writes."""
         stage, average = cast("Stage", pl_module), moving_average(trainer)
-        weights = full_fp32_weights(stage.trained_module())
+        weights = stage.checkpoint_weights()
         ema = average.averages() if average is not None else {}
         lineage = {**stage.lineage(), "step": trainer.global_step}
         lineage = {"schema": SCHEMA, **lineage, "versions": _versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowact.errors import UserError
+from flowact.models.adapters import stored_names
 from flowact.strategies import gather_values, local_values, scatter_values
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class ExponentialMovingAverage(Callback):
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        named = [(name, parameter) for name, parameter in cast("Stage", pl_module).trained_module().named_parameters() if parameter.requires_grad]
+        network = cast("Stage", pl_module).trained_module()
+        names = stored_names(network)
+        named = [(names[name], parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self._last_step = trainer.global_step

@@ -171,12 +171,15 @@ def open_run(out: Path, settings: Settings) -> Progress:
 
 def plan(out: Path, settings: Settings) -> list[Step]:
     """The commands, in order."""
+    from flowact.machine import computes_bfloat16
+
     shards, checkpoints, metrics = out / "shards", out / "checkpoints", out / "metrics.json"
     speech = ("--speech", settings.speech) if settings.speech else ()
     jobs = str(os.cpu_count() or 1)
     people = ("--train-identities", str(settings.train_identities), "--val-identities", str(settings.val_identities))
     synth = ("--seconds", str(settings.seconds), "--size", str(settings.size), "--seed", str(settings.seed), "-j", jobs)
     human = ("--train-identities", "1", "--val-identities", "1", "--seconds", "4", "--size", "64", "--seed", str(settings.seed), "-j", jobs)
+    precision = "bf16" if computes_bfloat16() else "fp32"
     steps = [
         Step(
             "synth",
@@ -194,7 +197,7 @@ def plan(out: Path, settings: Settings) -> list[Step]:
         Step(
             "encode",
             "Encode latents, sound and text once",
-            data("encode", "all", shards, "--autoencoder", checkpoints / "autoencoder", "--precision", "bf16", "-j", jobs),
+            data("encode", "all", shards, "--autoencoder", checkpoints / "autoencoder", "--precision", precision, "-j", jobs),
         ),
         *(fit(out, settings, stage, f"Train: {stage.replace('_', ' ')}") for stage in STAGES),
         Step("held_out", "Take out a clip that no stage has seen", data("take", shards / "val", "--out", out / "held_out")),
@@ -239,7 +242,11 @@ def evaluate(shards: Path, metrics: Path, *words: object) -> tuple[str, ...]:
 def fit(out: Path, settings: Settings, stage: str, title: str) -> Step:
     """Training of one stage from its shipped recipe."""
     recipe = f"quickstart/{stage}.yaml"
+    from flowact.machine import computes_bfloat16
+
     overrides = [f"vars.run={out}", f"seed={settings.seed}"]
+    if not computes_bfloat16():
+        overrides.append("trainer.precision=32-true")
     if settings.quick < 1:
         from flowact.recipe import load_recipe
 

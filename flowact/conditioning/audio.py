@@ -1,4 +1,4 @@
-"""Sound to features at 25 Hz: log-mel energies that need no weights, and the encoder of a Whisper model.
+"""Sound to features at 25 Hz: log-mel energies that need no weights.
 
 Axes: T video frames (40 ms), P parts of a frame, M mel bands, D feature width; the rest as in flowact/types.py.
 """
@@ -6,17 +6,14 @@ Axes: T video frames (40 ms), P parts of a frame, M mel bands, D feature width; 
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flowact.conditioning.base import AudioEncoder, check_samples
-from flowact.errors import UserError
-from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 # Frame RMS between which a talking mouth goes from closed to wide open.
 QUIET_DB, LOUD_DB = -45.0, -12.0
@@ -129,6 +126,8 @@ class LogMel(AudioEncoder):
     def encode(self, samples: Tensor) -> Tensor:
         samples = check_samples(samples)
         num_frames = samples.shape[0] // SAMPLES_PER_FRAME
+        if num_frames == 0:
+            return samples.new_zeros(0, self.width)
         padded = functional.pad(samples[: num_frames * SAMPLES_PER_FRAME], (self._context_frames * SAMPLES_PER_FRAME, 0))
         frames_TS = padded.view(-1, SAMPLES_PER_FRAME)
         bands_TPM = self._bands(frames_TS)
@@ -161,113 +160,3 @@ def _speech_mean_db(centres_hz: Tensor) -> Tensor:
         share = (mel - knots[right - 1]) / (knots[right] - knots[right - 1])
         levels.append(SPEECH_MEAN_DB[right - 1] * (1.0 - share) + SPEECH_MEAN_DB[right] * share)
     return torch.tensor(levels)
-
-
-@final
-class WhisperAudio(AudioEncoder):
-    """Hidden states of a Whisper encoder (50 per second), averaged in pairs to one per video frame.
-
-    Whisper attends both ways within its window (30 s for published models). By default a clip is cut into whole windows, as most published
-    recipes do: then a feature depends on sound up to the end of its window, and a live session, which has no future, hears something else
-    than training did. With `block_frames` each block of frames is encoded together with the `context_frames` before it and nothing
-    after it, so that training and a live session that asks block by block hear exactly the same; the price is one run per block.
-
-    Args:
-        path: folder of a Whisper model in transformers' format (config.json, model.safetensors). Nothing is downloaded.
-        layer: hidden state to return: 0 is the input of the first layer, None the final normalised output.
-        block_frames: frames encoded together; None means a whole window.
-        context_frames: frames of past given with each block, a multiple of `block_frames`; 0 when `block_frames` is None.
-
-    Raises:
-        UserError: transformers is not installed, the folder holds no Whisper model, the layer does not exist, or block and context do not fit
-            the window.
-    """
-
-    def __init__(self, path: str, layer: int | None = None, block_frames: int | None = None, context_frames: int = 0) -> None:
-        self.path = path
-        self.layer = layer
-        config = self._load_config()
-        if layer is not None and not 0 <= layer <= config.encoder_layers:
-            raise UserError(f"the Whisper model at {path} has no layer {layer}; use 0 to {config.encoder_layers}, or none for the final output")
-        self._width = int(config.d_model)
-        self._num_bands = int(config.num_mel_bins)
-        self._window_frames = int(config.max_source_positions) // 2
-        self._block_frames = self._window_frames if block_frames is None else block_frames
-        self._context_frames = context_frames
-        fits = self._block_frames >= 1 and context_frames >= 0 and self._block_frames + context_frames <= self._window_frames
-        if not fits or context_frames % self._block_frames:
-            raise UserError(
-                f"block_frames = {block_frames} with context_frames = {context_frames} does not work: context must be a multiple of the block, "
-                f"and both together at most the {self._window_frames} frames of this model's window; for example block_frames=12 context_frames=120"
-            )
-
-    @property
-    def width(self) -> int:
-        return self._width
-
-    @property
-    def lookahead_frames(self) -> int:
-        return self._block_frames - 1
-
-    @property
-    def context_frames(self) -> int:
-        return self._context_frames
-
-    @torch.no_grad()
-    def encode(self, samples: Tensor) -> Tensor:
-        samples = check_samples(samples)
-        num_frames = samples.shape[0] // SAMPLES_PER_FRAME
-        if num_frames == 0:
-            return samples.new_zeros(0, self.width)
-        device = samples.device
-        self._encoder.to(device)
-        num_blocks = math.ceil(num_frames / self._block_frames)
-        past = self._context_frames * SAMPLES_PER_FRAME
-        tail = (num_blocks * self._block_frames - num_frames) * SAMPLES_PER_FRAME
-        padded = functional.pad(samples[: num_frames * SAMPLES_PER_FRAME], (past, tail))
-        span = (self._context_frames + self._block_frames) * SAMPLES_PER_FRAME
-        windows_KS = padded.unfold(0, span, self._block_frames * SAMPLES_PER_FRAME)
-        blocks = [self._encode_window(window, device) for window in windows_KS]
-        return torch.cat(blocks)[:num_frames]
-
-    def _encode_window(self, samples: Tensor, device: torch.device) -> Tensor:
-        """Features [block, D] of the last block of one window of sound."""
-        spectrum = self._log_spectrum(samples.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features.to(device)
-        output = self._encoder(spectrum, output_hidden_states=self.layer is not None)
-        states_LD = (output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])[0].float()
-        frames_TD = states_LD.view(-1, 2, self.width).mean(dim=1)
-        return frames_TD[self._context_frames : self._context_frames + self._block_frames]
-
-    def _transformers(self) -> Any:
-        try:
-            import transformers
-        except ImportError as error:
-            raise UserError("WhisperAudio needs transformers; install it with: pip install 'flowact[hf]'") from error
-        return transformers
-
-    def _load_config(self) -> Any:
-        transformers = self._transformers()
-        if not (Path(self.path) / "config.json").is_file():
-            raise UserError(
-                f"no Whisper model at {self.path}: WhisperAudio reads a local folder with config.json and model.safetensors, as "
-                "`WhisperModel.save_pretrained` writes it; download one beforehand, or use LogMel, which needs no weights"
-            )
-        config = transformers.AutoConfig.from_pretrained(self.path, local_files_only=True)
-        if config.model_type != "whisper":
-            raise UserError(f"the model at {self.path} is of type {config.model_type!r}, WhisperAudio needs 'whisper'")
-        return config
-
-    @cached_property
-    def _encoder(self) -> Any:
-        try:
-            model = self._transformers().WhisperModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True)
-        except OSError as error:
-            raise UserError(f"cannot load the Whisper model at {self.path}: {error}; WhisperAudio reads model.safetensors only") from error
-        return model.encoder.eval().requires_grad_(False)
-
-    @cached_property
-    def _log_spectrum(self) -> Any:
-        seconds = self._window_frames / FRAMES_PER_SECOND
-        if seconds != int(seconds):
-            raise UserError(f"the Whisper model at {self.path} has a window of {seconds:g} s; its feature extractor needs whole seconds")
-        return self._transformers().WhisperFeatureExtractor(feature_size=self._num_bands, chunk_length=int(seconds))

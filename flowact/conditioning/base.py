@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from flowact.errors import UserError
 
 
 class ConditioningEncoder(ABC):
@@ -19,6 +22,13 @@ class ConditioningEncoder(ABC):
     @abstractmethod
     def width(self) -> int:
         """Feature width D."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Run the encoder's network, if it has a large one, on this device from now on; without a call it is the CPU.
+
+        Features come back on the CPU (text) or where the sound is (audio), wherever they were made.
+        """
+        return self
 
 
 class TextEncoder(ConditioningEncoder):
@@ -54,6 +64,12 @@ class AudioEncoder(ConditioningEncoder):
         Raises:
             ValueError: samples are not one-dimensional or not finite.
         """
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    """Refuse a single string, which is a sequence of strings too."""
+    if isinstance(captions, str):
+        raise UserError(f"encode takes a list of captions, got the single string {captions!r}; write [{captions!r}]")
 
 
 def check_samples(samples: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from flowact.conditioning.base import TextEncoder
-from flowact.errors import UserError
+from flowact.conditioning.base import TextEncoder, check_captions
 
 if TYPE_CHECKING:
     from flowact.conditioning.minilm import MiniLM
@@ -96,7 +95,7 @@ class HashedText(TextEncoder):
         return self._num_tokens
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        _check_captions(captions)
+        check_captions(captions)
         text_NLD = torch.zeros(len(captions), self.num_tokens, self.buckets)
         for caption, text_LD in zip(captions, text_NLD, strict=True):
             for position, word in enumerate(split_words(caption)):
@@ -151,15 +150,10 @@ class MiniLMText(TextEncoder):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        _check_captions(captions)
+        check_captions(captions)
         text_NLD = torch.zeros(len(captions), self.num_tokens, self.width)
         spoken = [i for i, caption in enumerate(captions) if caption.strip()]
         if spoken:
             states_NLD = self._model([captions[i] for i in spoken], self.num_tokens)
             text_NLD[spoken, : states_NLD.shape[1]] = states_NLD
         return text_NLD
-
-
-def _check_captions(captions: Sequence[str]) -> None:
-    if isinstance(captions, str):
-        raise UserError(f"encode takes a list of captions, got the single string {captions!r}; write [{captions!r}]")

@@ -57,6 +57,11 @@ class AttentionPlan:
         return len(self.sizes[0])
 
     @property
+    def group_lengths(self) -> tuple[int, ...]:
+        """Computed tokens of each group."""
+        return tuple(map(sum, zip(*self.sizes, strict=True)))
+
+    @property
     def num_tokens(self) -> int:
         """Computed tokens."""
         return sum(map(sum, self.sizes))
@@ -147,8 +152,8 @@ def attend(query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor, plan: Atten
         key_mask_BL: False for keys that nobody may see (padding of captions), in the keys' order; None if all may be seen.
     """
     query, key, value = (x.transpose(1, 2) for x in (query_BLND, key_BLND, value_BLND))
-    if plan.backend == "flex" and key_mask_BL is None:
-        return _flex(query, key, value, plan).transpose(1, 2)
+    if plan.backend == "flex":
+        return _flex(query, key, value, plan, key_mask_BL).transpose(1, 2)
     parts = []
     for start, end, ranges in plan.rectangles:
         keys, values = (_slices(x, ranges, 2) for x in (key, value))
@@ -175,12 +180,18 @@ def attention(query_BNLD: Tensor, key_BNLD: Tensor, value_BNLD: Tensor, mask: Te
     return nnf.scaled_dot_product_attention(query_BNLD, key_BNLD, value_BNLD, attn_mask=mask)
 
 
-def _flex(query_BNLD: Tensor, key_BNLD: Tensor, value_BNLD: Tensor, plan: AttentionPlan) -> Tensor:
+def _flex(query_BNLD: Tensor, key_BNLD: Tensor, value_BNLD: Tensor, plan: AttentionPlan, key_mask_BL: Tensor | None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
+
+    def hide(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert key_mask_BL is not None
+        return torch.where(key_mask_BL[batch, key], score, -torch.inf)
 
     # without a GPU flex_attention computes the whole product and is there to be tested, not to be fast
     function: Any = _compiled_flex() if query_BNLD.is_cuda else flex_attention
-    return function(query_BNLD, key_BNLD, value_BNLD, block_mask=_block_mask(plan, query_BNLD.device))
+    # padding changes with every batch, so it goes into the scores: the block mask stays that of the plan
+    score = None if key_mask_BL is None else hide
+    return function(query_BNLD, key_BNLD, value_BNLD, score_mod=score, block_mask=_block_mask(plan, query_BNLD.device))
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,8 @@ class Denoiser(nn.Module, ABC):
     latent_channels: int
     text_width: int
     audio_width: int
+    #: audio features of a latent frame that the network is made for; None if any number will do
+    audio_per_latent: int | None = None
     #: whether `encode_memory` works
     reuses_memory: bool = False
 
@@ -54,8 +56,15 @@ class Denoiser(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} computes memory anew with each evaluation")
 
 
-def check_window(latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout, kept_memory: bool = False) -> None:
-    """Refuse a window whose parts disagree about the geometry.
+def check_window(
+    latents_BFCHW: Tensor,
+    sigma_BF: Tensor,
+    conditions: ConditionTokens,
+    layout: WindowLayout,
+    kept_memory: bool = False,
+    denoiser: Denoiser | None = None,
+) -> None:
+    """Refuse a window whose parts disagree about the geometry, or do not fit the network.
 
     Args:
         latents_BFCHW: see `Denoiser.forward`.
@@ -63,6 +72,7 @@ def check_window(latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionT
         conditions: see `Denoiser.forward`.
         layout: see `Denoiser.forward`.
         kept_memory: the parts cover the stream only.
+        denoiser: whose channels and widths are compared too; None compares the geometry alone.
 
     Raises:
         ValueError: names the part, its size and the size that the layout asks for.
@@ -77,6 +87,15 @@ def check_window(latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionT
         "text segments": (conditions.text_BSLD.shape[1], num_segments),
     }
     wrong = [f"{name}: {got}, layout has {want}" for name, (got, want) in sizes.items() if got != want]
+    if denoiser is not None:
+        audio_per_latent = conditions.audio_BFAD.shape[2]
+        made_for = {
+            "latent channels": (latents_BFCHW.shape[2], denoiser.latent_channels),
+            "text width": (conditions.text_BSLD.shape[-1], denoiser.text_width),
+            "audio width": (conditions.audio_BFAD.shape[-1], denoiser.audio_width),
+            "audio features per latent frame": (audio_per_latent, denoiser.audio_per_latent or audio_per_latent),
+        }
+        wrong += [f"{name}: {got}, {type(denoiser).__name__} was made for {want}" for name, (got, want) in made_for.items() if got != want]
     if kept_memory and not layout.visibility.causal:
         wrong.append("memory features were handed in, but with full visibility memory depends on the stream")
     if wrong:

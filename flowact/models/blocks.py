@@ -6,9 +6,8 @@ A block takes the modalities side by side and returns them side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flowact.models.attention import AttentionPlan, Backend, KeyValue, TokenCounts, attend, plan_attention
-from flowact.models.operations import NormKind, after_activation, head_norm, modulated_norm, normed_rotation
-from flowact.models.rope import Rotation, rotate, window_rotation
-from flowact.types import WindowLayout
+from flowact.models.operations import Activation, NormKind, after_activation, applied, head_norm, modulated_norm, normed_rotation
+from flowact.models.rope import Rotation, TextPosition, rotate, window_rotation
+from flowact.types import Segment, WindowLayout
 
 Checkpointing = Literal["none", "selective", "full"]
 Streams = tuple[Tensor, ...]
@@ -61,12 +60,12 @@ class Geometry:
         device: torch.device,
         *,
         kept_memory: bool = False,
-        rotate_text: bool = True,
+        text_at: TextPosition = "middle",
         backend: Backend = "rectangles",
     ) -> Geometry:
         """The geometry of a window; see `window_rotation` and `plan_attention` for the arguments."""
         plan = plan_attention(layout, counts, kept_memory, backend)
-        cosine, sine = window_rotation(layout, counts, size, axes, theta, device, rotate_text)
+        cosine, sine = window_rotation(layout, counts, size, axes, theta, device, text_at)
         starts, frame = [], 0
         for segment in layout.segments:
             if not (kept_memory and segment.is_memory):
@@ -75,6 +74,18 @@ class Geometry:
         computed, memory = slice(plan.memory, None), slice(plan.memory)
         streams = tuple((c[0], s[0]) for c, s in zip(plan.part(cosine[None, computed]), plan.part(sine[None, computed]), strict=True))
         return cls(plan, (cosine[computed], sine[computed]), streams, (cosine[memory], sine[memory]), tuple(starts))
+
+    def entry_lengths(self, segments: Sequence[Segment], reference_beside: bool = False) -> tuple[int, ...]:
+        """Tokens of each memory segment, if segments are isolated, else nothing.
+
+        Args:
+            segments: of the memory that was asked for.
+            reference_beside: reference segments became channels beside the other frames and have no tokens.
+        """
+        if self.plan.layout.visibility.memory != "isolated":
+            return ()
+        lengths = iter(self.plan.group_lengths)
+        return tuple(0 if reference_beside and segment.kind == "reference" else next(lengths) for segment in segments)
 
     def vectors(self, vector_BFD: Tensor, num_streams: int) -> Streams:
         """The modulation vector of each group of each modality; text takes that of its segment's first frame."""
@@ -107,7 +118,7 @@ class BlockShape:
     num_heads: int
     mlp_ratio: float = 4.0
     gate: float = 0.0
-    activation: Literal["gelu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     query_key_norm: NormKind = "rms"
 
     @property
@@ -117,10 +128,6 @@ class BlockShape:
     @property
     def hidden(self) -> int:
         return int(self.width * self.mlp_ratio)
-
-    @property
-    def act(self) -> Callable[[Tensor], Tensor]:
-        return partial(nnf.gelu, approximate="tanh") if self.activation == "gelu" else nnf.silu
 
     def split_heads(self, qkv_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries with keys [B, L, 2, N, head width], and values [B, L, N, head width]."""
@@ -181,13 +188,14 @@ class Tower(nn.Module):
         self.mlp_in = nn.Linear(shape.width, shape.hidden)
         self.mlp_out = nn.Linear(shape.hidden, shape.width)
 
-    def project(self, x_BGLD: Tensor, shift_BGD: Tensor, scale_BGD: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, x_BGLD: Tensor, shift_BGD: Tensor, scale_BGD: Tensor, recompute: bool) -> tuple[Tensor, Tensor]:
         """Queries with keys, and values, of modulated tokens; see `BlockShape.split_heads`."""
-        return self.shape.split_heads(self.qkv(modulated_norm(x_BGLD, shift_BGD, scale_BGD).flatten(1, 2)))
+        return self.shape.split_heads(applied(self.qkv, lambda: modulated_norm(x_BGLD, shift_BGD, scale_BGD).flatten(1, 2), recompute))
 
-    def mlp(self, x: Tensor, recompute: bool) -> Tensor:
-        """Two linear maps with an activation between them."""
-        return after_activation(self.mlp_in(x), self.shape.act, self.mlp_out, recompute)
+    def mlp(self, x_BGLD: Tensor, shift_BGD: Tensor, scale_BGD: Tensor, recompute: bool) -> Tensor:
+        """Two linear maps of modulated tokens with an activation between them."""
+        hidden = applied(self.mlp_in, lambda: modulated_norm(x_BGLD, shift_BGD, scale_BGD), recompute)
+        return after_activation(hidden, self.shape.activation, self.mlp_out, recompute)
 
 
 class AudioCrossAttention(nn.Module):
@@ -239,7 +247,7 @@ class DoubleBlock(nn.Module):
     ) -> tuple[Streams, KeyValue | None]:
         towers: list[Any] = [self.towers[name] for name in self.modalities]
         parts = [tower.modulation(vector) for tower, vector in zip(towers, vectors, strict=True)]
-        projected = [tower.project(x, p[0], p[1]) for tower, x, p in zip(towers, streams, parts, strict=True)]
+        projected = [tower.project(x, p[0], p[1], geometry.recompute) for tower, x, p in zip(towers, streams, parts, strict=True)]
         rotated = [tower.norm(qk, rotation) for tower, (qk, _), rotation in zip(towers, projected, geometry.stream_rotations, strict=True)]
         query, key = geometry.plan.join(rotated).unbind(2)
         value = geometry.plan.join([value for _, value in projected])
@@ -250,9 +258,7 @@ class DoubleBlock(nn.Module):
         changed = [gated(x, p[2], tower.out(m)) for tower, x, p, m in zip(towers, streams, parts, mixed, strict=True)]
         if self.audio is not None and audio_BFAD is not None:
             changed[-1] = self.audio(changed[-1], audio_BFAD)
-        done = [
-            gated(x, p[5], tower.mlp(modulated_norm(x, p[3], p[4]), geometry.recompute)) for tower, x, p in zip(towers, changed, parts, strict=True)
-        ]
+        done = [gated(x, p[5], tower.mlp(x, p[3], p[4], geometry.recompute)) for tower, x, p in zip(towers, changed, parts, strict=True)]
         return tuple(done), kept
 
 
@@ -285,7 +291,7 @@ class SingleBlock(nn.Module):
         query, key = self.norm(query_key, geometry.rotation).unbind(2)
         kept = (self.norm.unrotated_key(query_key), value) if geometry.keep else None
         change = self.out(geometry.mix(query, key, value, memory).flatten(2))
-        change = change + after_activation(self.mlp_in(tokens), self.shape.act, self.mlp_out, geometry.recompute)
+        change = change + after_activation(self.mlp_in(tokens), self.shape.activation, self.mlp_out, geometry.recompute)
         done = [gated(x, p[2], c) for x, p, c in zip(streams, parts, geometry.plan.part(change), strict=True)]
         if self.audio is not None and audio_BFAD is not None:
             done[-1] = self.audio(done[-1], audio_BFAD)

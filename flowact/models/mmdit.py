@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowact.models.attention import Backend, KeyValue, TokenCounts
 from flowact.models.base import Denoiser, check_memory_layout, check_window
 from flowact.models.blocks import BlockShape, Checkpointing, DoubleBlock, Geometry, Modulation, SingleBlock, Streams, run_blocks
-from flowact.models.operations import NormKind, modulated_norm
+from flowact.models.operations import Activation, NormKind, modulated_norm
 from flowact.models.rope import split_axes
 from flowact.types import ConditionTokens, MemoryFeatures, Segment, SegmentKind, WindowLayout
 
@@ -87,7 +87,7 @@ class MMDiT(Denoiser):
         prediction: Literal["velocity", "sample"] = "velocity",
         theta: float = 256.0,
         initial_gate: float = 0.0,
-        activation: Literal["gelu", "silu"] = "gelu",
+        activation: Activation = "gelu",
         query_key_norm: NormKind = "rms",
         checkpointing: Checkpointing = "none",
         attention: Backend = "rectangles",
@@ -99,7 +99,7 @@ class MMDiT(Denoiser):
         self.latent_channels = latent_channels
         self.text_width = text_width
         self.audio_width = audio_width
-        self.audio_per_latent = audio_per_latent
+        self.audio_per_latent: int = audio_per_latent
         self.patch = patch
         self.audio = audio
         self.reference = reference
@@ -142,7 +142,7 @@ class MMDiT(Denoiser):
         self, latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout, memory: MemoryFeatures | None = None
     ) -> Tensor:
         """See `Denoiser.forward`. Latents and conditions may be of another number type than the weights; the velocity is float32."""
-        check_window(latents_BFCHW, sigma_BF, conditions, layout, kept_memory=memory is not None)
+        check_window(latents_BFCHW, sigma_BF, conditions, layout, memory is not None, self)
         window = Window(latents_BFCHW, sigma_BF, conditions, layout, memory)
         if self.reference == "channels":
             window = window.with_reference_beside()
@@ -164,10 +164,14 @@ class MMDiT(Denoiser):
         if self.reference == "channels":
             if all(segment.kind == "reference" for segment in layout.segments):  # it has no tokens
                 nothing = latents_BFCHW.new_zeros(latents_BFCHW.shape[0], 0, self.shape.num_heads, self.shape.head_width)
-                return MemoryFeatures((nothing,) * len(self.blocks), (nothing,) * len(self.blocks), latents_BFCHW)
+                lengths = (0,) * len(layout.segments)
+                return MemoryFeatures((nothing,) * len(self.blocks), (nothing,) * len(self.blocks), latents_BFCHW, lengths=lengths)
             window = window.with_reference_beside()
         _, kept = self.transform(window, self.frame_vector(window), keep=True)
-        return MemoryFeatures(tuple(key for key, _ in kept), tuple(value for _, value in kept), window.reference_BFCHW)
+        lengths = self.geometry(window).entry_lengths(layout.segments, self.reference == "channels")
+        has_reference = any(segment.kind == "reference" for segment in layout.segments)
+        beside = window.reference_BFCHW if has_reference else None
+        return MemoryFeatures(tuple(key for key, _ in kept), tuple(value for _, value in kept), beside, lengths=lengths)
 
     def transform(self, window: Window, vector_BFD: Tensor, keep: bool = False) -> tuple[Streams, list[KeyValue]]:
         """Tokens of a window through all blocks; with `keep` also each block's keys and values."""

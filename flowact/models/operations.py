@@ -1,4 +1,4 @@
-"""Three operations of a transformer block written so that eager mode moves and keeps less memory: they save inputs and compute the rest again.
+"""Operations of a transformer block written so that eager mode moves and keeps less memory: they save inputs and compute the rest again.
 
 torch.compile fuses the plain formulas by itself, so under it those are used; they are also what the tests compare with.
 Legend: flowact/types.py; G groups of tokens that share a modulation (segments or latent frames), N heads, D width of tokens or of a head.
@@ -6,6 +6,7 @@ Legend: flowact/types.py; G groups of tokens that share a modulation (segments o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,7 +15,11 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 NormKind = Literal["rms", "layer"]
+Activation = Literal["gelu", "silu"]
+Linear = Callable[[Tensor], Tensor]
 EPSILON = 1e-6
+#: elements that a CPU core keeps at hand while several operations go over them
+_CACHED = 1 << 17
 
 
 def modulated_norm(x_BGLD: Tensor, shift_BGD: Tensor, scale_BGD: Tensor) -> Tensor:
@@ -123,16 +128,75 @@ def _normalise(x: Tensor, kind: NormKind) -> tuple[Tensor, Tensor]:
     return x * inverse, inverse
 
 
-def after_activation(hidden: Tensor, activation: Callable[[Tensor], Tensor], linear: Callable[[Tensor], Tensor], recompute: bool) -> Tensor:
-    """linear(activation(hidden)). With `recompute` the activated tensor is not kept for the backward pass but computed again from `hidden`.
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form. On a CPU torch's own computes tanh, which takes more than twice as long as the logistic function that it equals."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+        return nnf.gelu(x, approximate="tanh")
+    return _LogisticGelu.apply(x)
 
-    `linear` is called as it is, so wrapped layers (LoRA, ZeRO-3) do what they do. `recompute` is for eager training without activation
-    checkpointing: a checkpoint keeps nothing here anyway, and a compiler decides by itself.
+
+_LINEAR = 2 * math.sqrt(2 / math.pi)
+_CUBIC = _LINEAR * 0.044715
+
+
+class _LogisticGelu(torch.autograd.Function):
+    """0.5 x (1 + tanh(u / 2)) = x logistic(u) with u = x (a + b x^2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _logistic(x).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = _logistic(x)
+        slope = (x * x).mul_(3 * _CUBIC).add_(_LINEAR).mul_(x).mul_(1 - gate).add_(1)  # 1 + x u' (1 - logistic)
+        return slope.mul_(gate).mul_(gradients[0])
+
+
+def _logistic(x: Tensor) -> Tensor:
+    return (x * x).mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_()
+
+
+def activate(x: Tensor, kind: Activation, in_place: bool = False) -> Tensor:
+    """GELU in its tanh form, or SiLU.
+
+    Args:
+        x: any shape.
+        kind: which.
+        in_place: put the result in the place of `x`, which must be contiguous and need no gradient.
     """
-    activated = activation(hidden)
-    if not recompute or torch.compiler.is_compiling() or not activated.requires_grad:
-        return linear(activated)
-    address, shape = activated.data_ptr(), activated.shape
+    if kind == "silu":
+        return nnf.silu(x, inplace=in_place)
+    if not in_place or x.device.type != "cpu" or x.dtype != torch.float32:
+        return gelu(x)
+    for block in x.view(-1).split(_CACHED):
+        block.mul_(_logistic(block))
+    return x
+
+
+def after_activation(hidden: Tensor, kind: Activation, linear: Linear, recompute: bool) -> Tensor:
+    """linear(activation(hidden)). Nobody else may hold `hidden`: without gradients its place is taken. See `applied` for the arguments."""
+    if not torch.compiler.is_compiling() and not hidden.requires_grad:
+        return linear(activate(hidden, kind, in_place=True))
+    return applied(linear, lambda: activate(hidden, kind), recompute)
+
+
+def applied(linear: Linear, make: Callable[[], Tensor], recompute: bool) -> Tensor:
+    """linear(make()). With `recompute` what `make` gives is not kept for the backward pass but made again.
+
+    For eager training without activation checkpointing: a checkpoint keeps nothing here anyway, and a compiler decides by itself.
+
+    Args:
+        linear: called as it is, so wrapped layers (LoRA, ZeRO-3) do what they do.
+        make: cheap and without randomness; what it needs stays alive.
+        recompute: make again.
+    """
+    made = make()
+    if not recompute or torch.compiler.is_compiling() or not made.requires_grad:
+        return linear(made)
+    address, shape = made.data_ptr(), made.shape
 
     def pack(tensor: Tensor) -> Tensor | torch.Size:
         same = tensor.data_ptr() == address and tensor.numel() == shape.numel() and tensor.is_contiguous()
@@ -142,7 +206,7 @@ def after_activation(hidden: Tensor, activation: Callable[[Tensor], Tensor], lin
         if isinstance(kept, Tensor):
             return kept
         with torch.no_grad():
-            return activation(hidden).view(kept)
+            return make().view(kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return linear(activated)
+        return linear(made)

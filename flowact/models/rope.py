@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from flowact.models.attention import TokenCounts, plan_attention
 from flowact.types import WindowLayout
 
+TextPosition = Literal["middle", "start"]
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine [L, D / 2], float32."""
 
@@ -35,11 +37,11 @@ def window_rotation(
     axes: tuple[int, int, int],
     theta: float,
     device: torch.device,
-    rotate_text: bool = True,
+    text_at: TextPosition = "middle",
 ) -> Rotation:
     """Cosine and sine of a window's tokens in group order (see `flowact.models.attention`).
 
-    Audio tokens stand at the fraction of the latent frame that they belong to; a text token at the middle of its segment. Neither rotates in space.
+    Audio tokens stand at the fraction of the latent frame that they belong to. Neither they nor text tokens rotate in space.
 
     Args:
         layout: the whole window.
@@ -48,12 +50,13 @@ def window_rotation(
         axes: rotary channels for time, height and width.
         theta: base of the frequencies.
         device: where the table lies.
-        rotate_text: False leaves text tokens unrotated, as HunyuanVideo does.
+        text_at: a text token stands at the middle of its segment, or at its "start". HunyuanVideo does not rotate text, whose place then is that of
+            the clip's first frame; "start" is the same for a clip that starts at 0, and stays true wherever a segment is moved to.
     """
     time_width, *space_widths = axes
     frames = torch.tensor(layout.frame_positions, dtype=torch.float64)
-    middles = torch.tensor([s.position + (s.num_frames - 1) / 2 for s in layout.segments], dtype=torch.float64)
-    text = (middles if rotate_text else torch.zeros_like(middles)).repeat_interleave(counts.text)
+    places = [s.position + (s.num_frames - 1) / 2 if text_at == "middle" else s.position for s in layout.segments]
+    text = torch.tensor(places, dtype=torch.float64).repeat_interleave(counts.text)
     fractions = (torch.arange(counts.audio, dtype=torch.float64) + 0.5) / max(counts.audio, 1) - 0.5
     audio = (frames[:, None] + fractions).flatten()
     time = [text, audio, frames.repeat_interleave(counts.visual)]

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from flowact.autoencoders import load_autoencoder
 from flowact.autoencoders.base import Autoencoder
-from flowact.checkpoints import Checkpoint, load_into, open_checkpoint
+from flowact.checkpoints import load_into, open_checkpoint
 from flowact.conditioning.base import AudioEncoder, TextEncoder
 from flowact.errors import UserError
+from flowact.machine import computes_bfloat16
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
 from flowact.registry import instantiate
@@ -66,7 +67,7 @@ class Pipeline:
         guidance: classifier-free guidance scale; 1 is none.
         rest_caption: caption of the still seconds before the stream.
         state_captions: captions of each behaviour state in the words of the training set.
-        autocast: compute in bfloat16.
+        autocast: compute in bfloat16; None does where that is no slower.
         visibility: who may attend to whom, as in training.
     """
 
@@ -81,7 +82,7 @@ class Pipeline:
     guidance: float = 1.0
     rest_caption: str = ""
     state_captions: Mapping[str, list[str]] = field(default_factory=dict)
-    autocast: bool = True
+    autocast: bool | None = None
     visibility: Visibility = Visibility()
 
     @classmethod
@@ -108,7 +109,7 @@ class Pipeline:
         if micro_steps < 1:
             raise UserError(f"{micro_steps} evaluations per stair: at least 1 is needed, and more for a model that is not distilled")
         checkpoint = open_checkpoint(Path(folder))
-        arguments = _stage_arguments(checkpoint)
+        arguments = checkpoint.stage_arguments
         lineage = checkpoint.lineage
         denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
         load_into(denoiser, checkpoint.weights(ema=True))
@@ -117,8 +118,8 @@ class Pipeline:
         return cls(
             denoiser.eval().requires_grad_(False).to(device),
             load_autoencoder(checkpoint.path / "autoencoder").to(device),
-            instantiate(encoders["text"], "conditioning"),
-            instantiate(encoders["audio"], "conditioning"),
+            instantiate(encoders["text"], "conditioning").to(device),
+            instantiate(encoders["audio"], "conditioning").to(device),
             instantiate(bank_spec, "memory"),
             Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps, shift=trained_shift(arguments) if shift is None else shift),
             int(lineage["chunk_frames"]),
@@ -169,7 +170,8 @@ class Pipeline:
 
     def precision(self) -> Any:
         """bfloat16 autocast, or nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        wanted = computes_bfloat16(self.device) if self.autocast is None else self.autocast
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
     def conditions(self, samples: np.ndarray, captions: Captions, num_chunks: int) -> tuple[Tensor, Tensor]:
         """Audio features [K, n, A, D] and text features [K, L, D] of `num_chunks` chunks; silence follows the end of the sound."""
@@ -248,16 +250,6 @@ def to_pixels(frames_BCTHW: Tensor) -> np.ndarray:
     """uint8 (B, T, H, W, 3) of frames in [-1, 1]."""
     scaled = (frames_BCTHW.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def _stage_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
-    model = checkpoint.recipe.get("model") or {}
-    arguments = model.get("init_args") or {}
-    if "denoiser" not in arguments:
-        raise UserError(
-            f"{checkpoint.path} holds no denoiser (its stage is {checkpoint.lineage.get('stage')}); give a checkpoint of a denoiser stage"
-        )
-    return dict(arguments)
 
 
 def trained_shift(arguments: Mapping[str, Any]) -> float:

@@ -41,20 +41,33 @@ class KeptFeatures:
     def of(cls, denoiser: Denoiser, memory: MemoryView, visibility: Visibility, guided: bool, before: KeptFeatures) -> KeptFeatures:
         """Features of a memory.
 
-        Entries that do not see each other are encoded one by one, and those that `before` holds already are taken from there.
+        Of entries that do not see each other, those that `before` holds already are taken from there.
         """
-        isolated = visibility.memory == "isolated"
-        parts = [memory.entry(i) for i in range(len(memory.segments))] if isolated else [memory]
-        names: list[Hashable] = [None] * len(parts)
-        if isolated and memory.identities:
+        if visibility.memory != "isolated":
+            made = encode(denoiser, memory, visibility, drop=False), encode(denoiser, memory, visibility, drop=True) if guided else None
+            return cls(((None, made[0]),), ((None, made[1]),) if made[1] else ())
+        names: list[Hashable] = [None] * len(memory.segments)
+        if memory.identities:
             names = [(name, s.kind, s.num_frames) for name, s in zip(memory.identities, memory.segments, strict=True)]
 
-        def encode(part: MemoryView, conditions: ConditionTokens) -> MemoryFeatures:
-            return denoiser.encode_memory(part.latents_BFCHW, conditions, WindowLayout(part.segments, visibility))
-
-        def kept(known: Kept, conditions_of: Callable[[MemoryView], ConditionTokens]) -> Kept:
+        def kept(known: Kept, drop: bool) -> Kept:
             have = {name: features for name, features in known if name is not None}
-            return tuple((name, have[name] if name in have else encode(part, conditions_of(part))) for name, part in zip(names, parts, strict=True))
+            missing = [i for i, name in enumerate(names) if name not in have]
+            made = dict(zip(missing, encode_entries(denoiser, memory.entries(missing), visibility, drop), strict=True)) if missing else {}
+            return tuple((name, made[i] if i in made else have[name]) for i, name in enumerate(names))
 
-        entries = kept(before.entries, lambda part: part.conditions)
-        return cls(entries, kept(before.unconditional, lambda part: unconditional(part.conditions)) if guided else ())
+        return cls(kept(before.entries, drop=False), kept(before.unconditional, drop=True) if guided else ())
+
+
+def encode(denoiser: Denoiser, memory: MemoryView, visibility: Visibility, drop: bool) -> MemoryFeatures:
+    """Features of a memory, with its conditions or without."""
+    conditions = unconditional(memory.conditions) if drop else memory.conditions
+    return denoiser.encode_memory(memory.latents_BFCHW, conditions, WindowLayout(memory.segments, visibility))
+
+
+def encode_entries(denoiser: Denoiser, memory: MemoryView, visibility: Visibility, drop: bool) -> list[MemoryFeatures]:
+    """Features of each of some entries that do not see each other, in one pass where the denoiser says how to take them apart."""
+    features = encode(denoiser, memory, visibility, drop)
+    if len(features.lengths) == len(memory.segments):
+        return features.split()
+    return [encode(denoiser, memory.entries([i]), visibility, drop) for i in range(len(memory.segments))]

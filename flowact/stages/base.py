@@ -17,14 +17,18 @@ from flowact.conditioning.dropout import ConditionDropout
 from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.structured import reference_chunk
+from flowact.models.adapters import Adapter, FullFinetune
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
+from flowact.strategies import full_fp32_weights
 from flowact.types import Batch, Chunk, MemoryView, Visibility
 
 if TYPE_CHECKING:
     from flowact.stages.preview import PreviewClip
 
+#: key of the base's hashes in a trainer's state
+_BASE = "flowact_base"
 #: noise levels by which the loss is logged
 LEVEL_BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01))
 
@@ -77,12 +81,15 @@ class Stage(pl.LightningModule):
     #: file of the trained weights in a checkpoint folder
     weights_name = "denoiser.safetensors"
 
-    def __init__(self, optimizer: AdamW | None = None) -> None:
+    def __init__(self, optimizer: AdamW | None = None, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.optimizer = optimizer or AdamW()
+        self.adapter = adapter or FullFinetune()
         self.recipe: dict[str, Any] = {}
         self.ancestors: list[dict[str, Any]] = []
         self._parent_lineage: dict[str, Any] | None = None
+        self._parent: dict[str, Any] | None = None
+        self._is_adapted = False
 
     @abstractmethod
     def trained_module(self) -> nn.Module:
@@ -110,10 +117,65 @@ class Stage(pl.LightningModule):
         from flowact.checkpoints import load_into, open_checkpoint
 
         checkpoint = open_checkpoint(Path(path))
-        self._parent_lineage = checkpoint.lineage
+        self._parent_lineage, self._parent = checkpoint.lineage, checkpoint.identity
         load_into(self.trained_module(), checkpoint.weights(ema=True))
         own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}
         self.ancestors = [*checkpoint.lineage.get("ancestors", []), own]
+
+    def attach_adapter(self) -> None:
+        """Attach the adapter, once, to the weights of `init_from`; a resumed run takes these again.
+
+        Raises:
+            UserError: an adapter beside frozen weights, and no `init_from`; or as `initialise_from` and `Adapter.attach`.
+        """
+        if not self.adapter.keeps_base or self._is_adapted:
+            return
+        if self._parent is None:
+            if not self.recipe.get("init_from"):
+                raise UserError(
+                    f"{type(self.adapter).__name__} trains beside the frozen weights of a checkpoint: set init_from to its folder, "
+                    "or leave out model.init_args.adapter to train everything"
+                )
+            self.initialise_from(self.recipe["init_from"])
+        self.adapter.attach(self.trained_module())
+        self.weights_name = "adapter.safetensors"
+        self._is_adapted = True
+
+    def checkpoint_weights(self) -> dict[str, Tensor]:
+        """What a checkpoint's file of weights holds, fp32 on the CPU. Every process calls it; empty on those of a rank above 0."""
+        network = self.trained_module()
+        names = self.adapter.stored_names(network)
+        weights = full_fp32_weights(network, only=names.keys())
+        return {names[name]: weight for name, weight in weights.items()} | self.adapter.constants(network) if weights else {}
+
+    @property
+    def base_lineage(self) -> dict[str, Any]:
+        """The checkpoint whose weights stay as they are under an adapter, as an entry of the lineage; empty without one."""
+        return {"base": self._parent} if self._is_adapted else {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Under an adapter the trainer's state holds what is trained; the rest comes from `init_from`."""
+        if self._is_adapted:
+            frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+            checkpoint["state_dict"] = {name: value for name, value in checkpoint.get("state_dict", {}).items() if name not in frozen}
+            checkpoint[_BASE] = _hashes(self._parent)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The reverse of `on_save_checkpoint`.
+
+        Raises:
+            UserError: `init_from` holds other weights than those that the run was trained beside.
+        """
+        if not self._is_adapted:
+            return
+        if checkpoint.get(_BASE) != _hashes(self._parent):
+            raise UserError(
+                f"init_from={self.recipe.get('init_from')} does not hold the weights beside which this run was trained (sha256 differs): "
+                "an adapter goes on only with them. Set init_from to where they are now."
+            )
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] |= frozen
 
     def configure_optimizers(self) -> Any:
         total_steps = self.trainer.max_steps
@@ -137,6 +199,7 @@ class DenoiserStage(Stage):
         visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: names of lineage entries that may differ from the checkpoint named by `init_from`.
+        adapter: what of the denoiser is trained; the default is all of it.
     """
 
     def __init__(
@@ -150,8 +213,9 @@ class DenoiserStage(Stage):
         visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(optimizer, adapter)
         self.denoiser = denoiser
         self.memory = memory
         self.levels = levels
@@ -169,7 +233,7 @@ class DenoiserStage(Stage):
         """See `Stage.lineage`."""
         data = self._data().lineage
         geometry = {"chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "memory": type(self.memory).__name__}
-        return {"stage": self.name, **geometry, "ancestors": self.ancestors, **data}
+        return {"stage": self.name, **geometry, "ancestors": self.ancestors, **self.base_lineage, **data}
 
     @property
     def autoencoder_folder(self) -> Path | None:
@@ -185,7 +249,7 @@ class DenoiserStage(Stage):
         return self.memory.history_chunks * self.chunk_frames
 
     def setup(self, stage: str) -> None:
-        """Check that data, denoiser and parent checkpoint agree, before any long work starts."""
+        """Check that data, denoiser and parent checkpoint agree, before any long work starts, and attach the adapter."""
         from flowact.checkpoints import check_compatible
 
         data = self._data()
@@ -194,6 +258,11 @@ class DenoiserStage(Stage):
             "latent channels": (conditions["latent_shape"][0], self.denoiser.latent_channels, "denoiser.latent_channels"),
             "text width": (conditions["text_shape"][-1], self.denoiser.text_width, "denoiser.text_width"),
             "audio width": (conditions["audio_shape"][-1], self.denoiser.audio_width, "denoiser.audio_width"),
+            "audio features per latent frame": (
+                conditions["audio_shape"][0],
+                self.denoiser.audio_per_latent or conditions["audio_shape"][0],
+                "denoiser.audio_per_latent to the autoencoder's temporal stride",
+            ),
             "stream frames": (data.window_frames, self.num_chunks * self.chunk_frames, "data.window_frames = num_chunks * chunk_frames"),
             "history frames": (data.history_frames, self.history_frames, "data.history_frames = memory.history_chunks * chunk_frames"),
         }
@@ -202,6 +271,8 @@ class DenoiserStage(Stage):
         wrong = [f"{name}: the data has {have}, the stage wants {want} (set {key})" for name, (have, want, key) in wanted.items() if have != want]
         if wrong:
             raise UserError(f"{type(self).__name__} does not fit its data: {'; '.join(wrong)}")
+        if stage == "fit":
+            self.attach_adapter()
         if self._parent_lineage is not None:
             check_compatible(self._parent_lineage, self.lineage(), allow=self.allow_lineage)
 
@@ -288,3 +359,8 @@ class DenoiserStage(Stage):
         from flowact.stages.preview import stream_preview
 
         return stream_preview(self, seconds, num_clips)
+
+
+def _hashes(parent: dict[str, Any] | None) -> dict[str, Any]:
+    """What tells one parent's weights from another's."""
+    return {key: value for key, value in (parent or {}).items() if key.endswith("sha256")}

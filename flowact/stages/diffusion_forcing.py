@@ -9,6 +9,7 @@ import torch
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
 from flowact.memory.structured import StructuredMemory
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.forcing import MixedLevels
@@ -32,6 +33,7 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
+        adapter: see `DenoiserStage`.
     """
 
     name = "diffusion_forcing"
@@ -48,10 +50,10 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(
-            denoiser, memory or StructuredMemory(), levels or MixedLevels(), chunk_frames, num_chunks, dropout, visibility, optimizer, allow_lineage
-        )
+        memory, levels = memory or StructuredMemory(), levels or MixedLevels()
+        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, dropout, visibility, optimizer, allow_lineage, adapter)
         self.start = start
 
     def history(self, batch: Batch) -> list[Chunk]:

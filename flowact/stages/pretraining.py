@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.none import NoMemory
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.flow import LogitNormalLevel
@@ -26,6 +27,7 @@ class FlowMatchingPretraining(DenoiserStage):
         dropout: condition dropout.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
+        adapter: see `DenoiserStage`.
     """
 
     name = "pretraining"
@@ -39,7 +41,7 @@ class FlowMatchingPretraining(DenoiserStage):
         dropout: ConditionDropout | None = None,
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(
-            denoiser, NoMemory(), levels or LogitNormalLevel(), chunk_frames, num_chunks, dropout, FULL_VISIBILITY, optimizer, allow_lineage
-        )
+        levels = levels or LogitNormalLevel()
+        super().__init__(denoiser, NoMemory(), levels, chunk_frames, num_chunks, dropout, FULL_VISIBILITY, optimizer, allow_lineage, adapter)

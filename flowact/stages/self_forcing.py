@@ -14,6 +14,7 @@ from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import GeneratedMemory, MemoryCorruptor
 from flowact.memory.structured import reference_chunk
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
@@ -43,6 +44,7 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
+        adapter: see `DenoiserStage`.
     """
 
     name = "self_forcing"
@@ -60,8 +62,9 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, dropout, visibility, optimizer, allow_lineage)
+        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, dropout, visibility, optimizer, allow_lineage, adapter)
         self.corruptor = corruptor or GeneratedMemory()
         self.intermediate = Frozen()
 
@@ -78,7 +81,8 @@ class SelfForcing(ChunkwiseDiffusionForcing):
                 raise UserError(f"{type(self).__name__} needs the checkpoint of an earlier stage: set init_from to its folder")
             own = {name: tensor.clone() for name, tensor in self.denoiser.state_dict().items()}
             self.initialise_from(parent)  # a resumed run: its own weights come from the engine
-            self.denoiser.load_state_dict(own)
+            if not self.adapter.keeps_base:
+                self.denoiser.load_state_dict(own)
         super().setup(stage)
 
     def on_fit_start(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import MemoryCorruptor
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, gaussian, predict_velocity, split_frames
 from flowact.schedulers.forcing import StaircaseLevels
@@ -40,6 +41,7 @@ class StepDistillation(SelfForcing):
         visibility: who may attend to whom in the window; streams use the same.
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
+        adapter: see `DenoiserStage`.
     """
 
     name = "distillation"
@@ -58,10 +60,11 @@ class StepDistillation(SelfForcing):
         visibility: Visibility = Visibility(),
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
     ) -> None:
         levels = StaircaseLevels(shift, first_step=1.0)
         never = ConditionDropout(0.0, 0.0)
-        super().__init__(denoiser, memory, levels, corruptor, chunk_frames, num_chunks, start, never, visibility, optimizer, allow_lineage)
+        super().__init__(denoiser, memory, levels, corruptor, chunk_frames, num_chunks, start, never, visibility, optimizer, allow_lineage, adapter)
         self.staircase = Staircase(num_chunks, teacher_steps, shift)
         self.guidance = Guidance(guidance)
 

@@ -5,17 +5,20 @@ The functions recognise DeepSpeed's parameters by the attributes that it puts on
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 
-def full_fp32_weights(module: nn.Module) -> dict[str, Tensor]:
+def full_fp32_weights(module: nn.Module, only: Collection[str] | None = None) -> dict[str, Tensor]:
     """State of `module` as a single process without mixed precision would hold it.
 
     A collective operation: every process calls it, while the strategy is set up (inside fit).
 
     Args:
         module: the whole trained module or a part of it, whatever the strategy: ZeRO 0 to 3, DDP, a single device.
+        only: names to take; None takes all.
 
     Returns:
         On the process with rank 0, name -> tensor on the CPU for parameters and persistent buffers; floating-point tensors
@@ -23,6 +26,8 @@ def full_fp32_weights(module: nn.Module) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for name, value in module.state_dict(keep_vars=True).items():
+        if only is not None and name not in only:
+            continue
         full = _full_parameter(value) if isinstance(value, nn.Parameter) else value.detach()
         if _rank() == 0:
             full = full.float() if full.is_floating_point() else full

@@ -39,18 +39,34 @@ def hunyuan(folder):
     return "AutoencoderKLHunyuanVideo", str(folder)
 
 
-def patched(folder):
-    return wan(folder, patch_size=2, in_channels=12, out_channels=12, is_residual=True)
+def wan22(folder):
+    """The form of Wan 2.2's 5B model: pixels in patches of two, residual blocks, 48 channels, 4 x 16 x 16, a wider decoder."""
+    statistics = {"latents_mean": torch.linspace(-1, 1, 48).tolist(), "latents_std": torch.linspace(0.5, 2, 48).tolist()}
+    shape = {"z_dim": 48, "dim_mult": [1, 2, 2, 2], "temperal_downsample": [False, True, True], "decoder_base_dim": 12}
+    return wan(folder, patch_size=2, in_channels=12, out_channels=12, is_residual=True, **shape, **statistics)
 
 
-@pytest.mark.parametrize(("make", "spatial_stride"), [(wan, 4), (patched, 8), (hunyuan, 4)])
-def test_models_of_diffusers_keep_the_laws_of_an_autoencoder(make, spatial_stride, tmp_path):
+def hunyuan15(folder):
+    diffusers = pytest.importorskip("diffusers", reason="pip install 'flowact[hf]'")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 16, 16, 32), layers_per_block=1, spatial_compression_ratio=8, scaling_factor=1.25
+    )
+    for layer in (model.encoder.mid_block.attentions[0], model.decoder.mid_block.attentions[0]):
+        layer.to_v.weight.data *= 20  # at random weights attention hardly speaks, and a wrong cache of it would not be seen
+        layer.proj_out.weight.data *= 20
+    model.save_pretrained(folder)
+    return "AutoencoderKLHunyuanVideo15", str(folder)
+
+
+@pytest.mark.parametrize(("make", "spatial_stride", "channels"), [(wan, 4, 4), (wan22, 16, 48), (hunyuan, 4, 4), (hunyuan15, 8, 4)])
+def test_models_of_diffusers_keep_the_laws_of_an_autoencoder(make, spatial_stride, channels, tmp_path):
     autoencoder = DiffusersAutoencoder(*make(tmp_path), context=2)
-    assert (autoencoder.temporal_stride, autoencoder.spatial_stride, autoencoder.latent_channels) == (4, spatial_stride, 4)
+    assert (autoencoder.temporal_stride, autoencoder.spatial_stride, autoencoder.latent_channels) == (4, spatial_stride, channels)
     check_autoencoder(autoencoder, num_latents=5)
 
 
-@pytest.mark.parametrize("make", [wan, patched])
+@pytest.mark.parametrize("make", [wan, wan22])
 @torch.no_grad()
 def test_wan_gives_what_diffusers_gives(make, tmp_path):
     autoencoder = DiffusersAutoencoder(*make(tmp_path))
@@ -72,8 +88,33 @@ def test_hunyuan_scales_as_diffusers_does_and_a_short_clip_is_the_same(tmp_path)
     torch.testing.assert_close(autoencoder.decode(0.5 * raw.transpose(1, 2)), autoencoder.model.decode(raw).sample.clamp(-1, 1))
 
 
-def test_two_streams_side_by_side_do_not_disturb_each_other(tmp_path):
-    autoencoder = DiffusersAutoencoder(*wan(tmp_path))
+@torch.no_grad()
+def test_hunyuan15_gives_what_diffusers_gives(tmp_path):
+    autoencoder = DiffusersAutoencoder(*hunyuan15(tmp_path))
+    assert autoencoder.context == 30
+    frames = 2 * torch.rand(1, 3, 17, 16, 24) - 1  # one clip: diffusers' mask of its attention fits no other batch
+    raw = autoencoder.model.encode(frames).latent_dist.mode()
+    latents = autoencoder.encode(frames)
+    torch.testing.assert_close(latents, 1.25 * raw.transpose(1, 2), atol=1e-5, rtol=1e-4)
+    decoded = autoencoder.model.decode(latents.transpose(1, 2) / 1.25).sample.clamp(-1, 1)
+    torch.testing.assert_close(autoencoder.decode(latents), decoded, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_of_hunyuan15_forgets_what_is_older_than_its_context_and_its_state_does_not_grow(tmp_path):
+    make = hunyuan15(tmp_path)
+    short, long = DiffusersAutoencoder(*make, context=1), DiffusersAutoencoder(*make)
+    latents = 2 * torch.randn(1, 5, 4, 2, 2)
+    torch.testing.assert_close(short.decode(latents[:, :2]), long.decode(latents[:, :2]))
+    assert not torch.allclose(short.decode(latents), long.decode(latents), atol=1e-3)
+    states = [short.decode_stream(latents[:, :length])[1] for length in (2, 5)]
+    sizes = [[tuple(t.shape) for kept in state.features for t in (kept if isinstance(kept, tuple) else (kept,))] for state in states]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("make", [wan, hunyuan15])
+def test_two_streams_side_by_side_do_not_disturb_each_other(make, tmp_path):
+    autoencoder = DiffusersAutoencoder(*make(tmp_path))
     first, second = torch.randn(2, 1, 3, 4, 4, 4).unbind(0)
     states, pieces = [None, None], [[], []]
     for frame in range(3):

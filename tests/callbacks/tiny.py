@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from flowact.strategies import full_fp32_weights
+
 BATCHES_PER_EPOCH = 5
 
 
@@ -64,6 +66,9 @@ class TinyStage(LightningModule):
 
     def trained_module(self) -> nn.Module:
         return self.denoiser
+
+    def checkpoint_weights(self) -> dict[str, Tensor]:
+        return full_fp32_weights(self.denoiser)
 
     def lineage(self) -> dict[str, Any]:
         return {"schema": 1, "stage": "tiny", "step": self.global_step, "ancestors": []}

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowact.conditioning import LogMel, WhisperAudio
+from flowact.conditioning import LogMel
 from flowact.conditioning.audio import mel_filterbank
-from flowact.errors import UserError
 
 FRAME = 640
 
@@ -149,76 +148,3 @@ def test_bad_samples(samples):
 def test_bad_options(arguments):
     with pytest.raises(ValueError, match=r"LogMel needs|finer than the spectrum"):
         LogMel(**arguments)
-
-
-# --- Whisper -----------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whisper_folder(tmp_path_factory) -> str:
-    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'flowact[hf]'")
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        num_mel_bins=20, max_source_positions=100, max_target_positions=8, vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("whisper")
-    transformers.WhisperModel(config).save_pretrained(folder)
-    return str(folder)
-
-
-def test_whisper_gives_one_feature_per_video_frame_over_many_windows(whisper_folder):
-    encoder = WhisperAudio(whisper_folder)
-    samples = voice(5.0)[: 123 * FRAME + 17]
-    features = encoder.encode(samples)
-    assert features.shape == (123, encoder.width) == (123, 16)
-    assert features.isfinite().all()
-    window = 50 * FRAME  # two seconds: windows are encoded alone
-    torch.testing.assert_close(encoder.encode(samples[window : 2 * window]), features[50:100], atol=1e-4, rtol=1e-4)
-    assert encoder.encode(samples[:100]).shape == (0, 16)
-
-
-def test_whisper_equals_the_pairwise_mean_of_the_model(whisper_folder):
-    transformers = pytest.importorskip("transformers")
-    samples = voice(2.0)
-    spectrum = transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=2)(samples.numpy(), sampling_rate=16_000, return_tensors="pt")
-    model = transformers.WhisperModel.from_pretrained(whisper_folder).encoder.eval()
-    with torch.no_grad():
-        states = model(spectrum.input_features, output_hidden_states=True)
-    expected = (states.last_hidden_state[0, 0::2] + states.last_hidden_state[0, 1::2]) / 2
-    torch.testing.assert_close(WhisperAudio(whisper_folder).encode(samples), expected, atol=1e-5, rtol=1e-4)
-    inner = (states.hidden_states[1][0, 0::2] + states.hidden_states[1][0, 1::2]) / 2
-    torch.testing.assert_close(WhisperAudio(whisper_folder, layer=1).encode(samples), inner, atol=1e-5, rtol=1e-4)
-
-
-def test_whisper_in_blocks_is_the_same_in_a_stream(whisper_folder):
-    encoder = WhisperAudio(whisper_folder, block_frames=6, context_frames=12)
-    samples = voice(1.5)[: 36 * FRAME]
-    whole = encoder.encode(samples)
-    assert encoder.lookahead_frames == 5
-    for first in range(0, 36, 6):
-        start = max(first - encoder.context_frames, 0)
-        now = encoder.encode(samples[start * FRAME : (first + 6) * FRAME])[first - start :]
-        torch.testing.assert_close(now, whole[first : first + 6], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(whole, WhisperAudio(whisper_folder).encode(samples), atol=1e-3)
-
-
-def test_whisper_errors_say_what_to_do(whisper_folder, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="use 0 to 2"):
-        WhisperAudio(whisper_folder, layer=5)
-    with pytest.raises(UserError, match="multiple of the block"):
-        WhisperAudio(whisper_folder, block_frames=10, context_frames=15)
-    with pytest.raises(UserError, match="at most the 50 frames"):
-        WhisperAudio(whisper_folder, block_frames=30, context_frames=30)
-    with pytest.raises(UserError, match="no Whisper model"):
-        WhisperAudio(str(tmp_path / "absent"))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="'bert'"):
-        WhisperAudio(str(tmp_path))
-
-
-def test_without_transformers_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(UserError, match=r"flowact\[hf\]"):
-        WhisperAudio(str(tmp_path))

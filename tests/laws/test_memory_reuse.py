@@ -103,3 +103,21 @@ def test_a_denoiser_that_keeps_nothing_streams_all_the_same():
     assert torch.isfinite(stream(engine)).all()
     with pytest.raises(NotImplementedError, match="PerfectDenoiser computes memory anew"):
         engine.denoiser.encode_memory(torch.zeros(1, 1, 2, 2, 2), None, None)
+
+
+@pytest.mark.parametrize(("visibility", "micro_steps"), [(Visibility(), 2), (ISOLATED, 1)])
+def test_compiled_blocks_see_a_handful_of_shapes_in_a_stream_of_two_hundred_chunks(visibility, micro_steps):
+    """While memory fills up, and sound and prompt change with every chunk: no graph break, and after the start no compilation."""
+    torch._dynamo.reset()
+    denoiser = learning_denoiser().eval()
+    for block in denoiser.blocks:
+        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    engine = WindowEngine(denoiser, StructuredMemory(), Staircase(micro_steps=micro_steps), visibility=visibility)
+    clean = clean_chunks(203)
+    state = engine.start(knowing_chunk(clean[0][:, :1]), [knowing_chunk(x, x) for x in clean[:2]], torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step, x in enumerate(clean[2:]):
+            with torch.compiler.set_stance("fail_on_recompile" if step > 2 else "default"):
+                state, done = engine.step(state, knowing_chunk(x, seed=step))
+    assert torch.isfinite(done.latents_BFCHW).all()
+    torch._dynamo.reset()

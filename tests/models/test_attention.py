@@ -105,12 +105,13 @@ def test_the_stream_alone_in_front_of_kept_memory_is_the_end_of_the_whole(layout
     torch.testing.assert_close(attend(query[:, plan.memory :], key, value, plan), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=20, deadline=None)
-@given(layouts(), counts, st.integers(0, 50))
-def test_a_key_mask_takes_the_same_keys_from_the_plan_as_from_the_dense_mask(layout, counts, seed):
+@given(layouts(), counts, st.integers(0, 50), st.sampled_from(["rectangles", "flex"]))
+def test_a_key_mask_takes_the_same_keys_from_the_plan_as_from_the_dense_mask(layout, counts, seed, backend):
     generator = torch.Generator().manual_seed(seed)
-    plan = plan_attention(layout, counts)
-    query, key, value = torch.randn(3, 2, plan.num_tokens, 2, 8, generator=generator)
+    plan = plan_attention(layout, counts, backend=backend)
+    query, key, value = torch.randn(3, 2, plan.num_tokens, 2, 16, generator=generator)
     allowed = torch.rand(2, plan.num_tokens, generator=generator) < 0.8
     order = plan.join(modalities(torch.arange(plan.num_tokens)[None], layout, counts))[0]
     mask = dense_mask(layout, counts)[order][:, order] & allowed[:, None]

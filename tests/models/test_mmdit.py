@@ -405,6 +405,15 @@ def test_a_window_that_does_not_fit_names_the_sizes():
         model(latents, sigma, short, whole)
 
 
+def test_conditions_of_other_widths_or_rates_name_both_numbers():
+    model, (latents, sigma, conditions, whole) = make(), window(layout())
+    wide = ConditionTokens(torch.zeros(2, 5, TOKENS, 9), torch.zeros(2, 7, 8, 6))
+    with pytest.raises(ValueError, match="text width: 9, MMDiT was made for 5; audio features per latent frame: 8, MMDiT was made for 4"):
+        model(latents, sigma, wide, whole)
+    with pytest.raises(ValueError, match="latent channels: 2, MMDiT was made for 3"):
+        model(latents[:, :, :2], sigma, conditions, whole)
+
+
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
         MMDiT(CHANNELS, 5, 6, width=20, num_heads=4)

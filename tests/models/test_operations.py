@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
-from flowact.models.operations import _plain_normed_rotation, after_activation, modulated_norm, normed_rotation
+from flowact.models.operations import _plain_normed_rotation, activate, after_activation, gelu, modulated_norm, normed_rotation
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -43,11 +43,30 @@ def test_normed_rotation_takes_slices_of_a_larger_tensor(kind):
     assert torch.autograd.gradcheck(of_slice, (projected, weight))
 
 
-@pytest.mark.parametrize("act", [nnf.gelu, nnf.silu])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gelu_is_torchs_in_its_tanh_form(dtype):
+    x = torch.linspace(-12, 12, 2001, dtype=dtype)
+    torch.testing.assert_close(gelu(x), nnf.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(gelu, random(3, 7))
+
+
+@pytest.mark.parametrize("kind", ["gelu", "silu"])
+def test_an_activation_in_place_is_the_same(kind):
+    x = random(3, 1 << 17, dtype=torch.float32).detach()
+    expected = activate(x, kind)
+    assert activate(x, kind, in_place=True) is x
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "silu"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_recomputed_activations_have_the_same_gradient(act, recompute):
+def test_recomputed_activations_have_the_same_gradient(kind, recompute):
     hidden, weight, bias = random(2, 5, 6), random(3, 6, seed=1), random(3, seed=2)
-    assert torch.autograd.gradcheck(lambda h, w, b: after_activation(h, act, lambda a: nnf.linear(a, w, b), recompute), (hidden, weight, bias))
+
+    def apply(hidden, weight, bias):
+        return after_activation(hidden, kind, lambda activated: nnf.linear(activated, weight, bias), recompute)
+
+    assert torch.autograd.gradcheck(apply, (hidden, weight, bias))
 
 
 def test_recomputing_keeps_the_hidden_tensor_only():
@@ -57,7 +76,7 @@ def test_recomputing_keeps_the_hidden_tensor_only():
     for recompute in (False, True):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
-            after_activation(hidden, nnf.silu, linear, recompute)
+            after_activation(hidden, "silu", linear, recompute)
         kept[recompute] = sum(size == hidden.numel() for size in sizes)
     assert kept == {False: 2, True: 1}
 

@@ -36,7 +36,7 @@ def test_a_rotation_keeps_lengths_and_products_depend_on_differences_of_position
     torch.testing.assert_close(*products, atol=1e-4, rtol=1e-4)
 
 
-def test_audio_stands_around_its_latent_frame_and_text_in_the_middle_of_its_segment():
+def test_audio_stands_around_its_latent_frame_and_text_in_the_middle_or_at_the_start_of_its_segment():
     """Angles of the first temporal channel are the positions themselves, as its frequency is 1. Memory's tokens stand first, then the stream's."""
     layout = WindowLayout((Segment("short", 1, -1), Segment("stream", 3, 0)))
     plan = plan_attention(layout, COUNTS)
@@ -47,7 +47,7 @@ def test_audio_stands_around_its_latent_frame_and_text_in_the_middle_of_its_segm
 
     text, audio, visual = positions()
     torch.testing.assert_close(text, torch.tensor([-1.0, -1.0, 1.0, 1.0]))
-    assert not next(positions(rotate_text=False)).any()
+    torch.testing.assert_close(next(positions(text_at="start")), torch.tensor([-1.0, -1.0, 0.0, 0.0]))
     torch.testing.assert_close(audio[4:8], torch.tensor([-0.375, -0.125, 0.125, 0.375]))
     torch.testing.assert_close(visual, torch.tensor([-1.0, 0.0, 1.0, 2.0]).repeat_interleave(4))
 

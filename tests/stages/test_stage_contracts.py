@@ -88,6 +88,7 @@ def test_data_that_fit_are_accepted(cls):
         ({"latent_shape": [7, 2, 2]}, "latent channels: the data has 7, the stage wants 2"),
         ({"text_shape": [3, 9]}, "text width: the data has 9, the stage wants 5"),
         ({"audio_shape": [4, 8]}, "audio width: the data has 8, the stage wants 6"),
+        ({"audio_shape": [8, 6]}, "audio features per latent frame: the data has 8, the stage wants 4"),
         ({"window_frames": 6}, "stream frames: the data has 6, the stage wants 4"),
         ({"history_frames": 2}, "history frames: the data has 2, the stage wants 4"),
     ],
