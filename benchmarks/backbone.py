@@ -5,7 +5,7 @@
 One thread, float32, width 256, the paper's window (reference 1, long 3, short 1, stream of three chunks of three latents).
 
 - training: forward and backward of the blocks over three times the forward's matrix products and attention alone.
-- reuse: a step of the staircase in front of kept memory over the same step with memory computed again. Isolated entries, so that what is kept lives on.
+- reuse: an evaluation in front of kept memory over the same with memory computed again, and steps of a stream whose entries are isolated.
 - activations: bytes that one block saves for the backward pass, per token, in units of its width times 4 bytes; each storage is counted once.
 - compile: graph breaks and recompilations of the blocks over 200 chunks while memory fills up and prompts change, and the speed that compiling gives.
 
@@ -30,7 +30,7 @@ from flowact.models.rope import split_axes
 from flowact.sampling.reuse import KeptFeatures
 from flowact.sampling.window import WindowEngine, WindowState, predict_velocity
 from flowact.schedulers.staircase import Staircase
-from flowact.types import Chunk, MemoryView, Segment, Visibility, WindowLayout
+from flowact.types import Chunk, Segment, Visibility, WindowLayout
 
 WIDTH, HEADS, ROWS, COLUMNS = 256, 4, 8, 8
 TEXT, AUDIO, CHANNELS, FEATURES = 8, 4, 16, 64
@@ -109,22 +109,28 @@ def begun(engine: WindowEngine) -> WindowState:
     return engine.start(chunk(0, 1), [chunk(1), chunk(2)], torch.Generator().manual_seed(0))
 
 
+def evaluations(denoiser: MMDiT, visibility: Visibility) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """One evaluation of the stream with kept memory, and one with memory computed again; equal to 1e-5."""
+    bank = StructuredMemory()
+    memory = bank.read(begun(WindowEngine(denoiser, bank, Staircase(), visibility=visibility)).memory)
+    stream, levels = [chunk(3), chunk(4), chunk(5)], Staircase().stairs(0.0)[None]
+    features = KeptFeatures.of(denoiser, memory, visibility, False, KeptFeatures()).joined()
+
+    def with_kept() -> Tensor:
+        return predict_velocity(denoiser, memory, stream, levels, visibility=visibility, features=features)
+
+    def anew() -> Tensor:
+        return predict_velocity(denoiser, memory, stream, levels, visibility=visibility)
+
+    torch.testing.assert_close(with_kept(), anew(), atol=1e-5, rtol=1e-5)
+    return with_kept, anew
+
+
 def reuse() -> dict[str, float]:
     denoiser, bank = model(), StructuredMemory()
     found = {}
     for name, visibility in (("full", Visibility()), ("isolated", Visibility(memory="isolated"))):
-        memory: MemoryView = bank.read(begun(WindowEngine(denoiser, bank, Staircase(), visibility=visibility)).memory)
-        stream, levels = [chunk(3), chunk(4), chunk(5)], Staircase().stairs(0.0)[None]
-        kept = KeptFeatures.of(denoiser, memory, visibility, False, KeptFeatures()).joined()
-
-        def with_kept(kept: Any = kept, memory: MemoryView = memory, visibility: Visibility = visibility) -> Tensor:
-            return predict_velocity(denoiser, memory, stream, levels, visibility=visibility, features=kept)
-
-        def anew(memory: MemoryView = memory, visibility: Visibility = visibility) -> Tensor:
-            return predict_velocity(denoiser, memory, stream, levels, visibility=visibility)
-
-        torch.testing.assert_close(with_kept(), anew(), atol=1e-5, rtol=1e-5)
-        first, second = cpu_seconds(with_kept, anew)
+        first, second = cpu_seconds(*evaluations(denoiser, visibility))
         found[f"evaluation with kept memory / with memory computed again, {name}"] = round(first / second, 3)
     visibility = Visibility(memory="isolated")
     engines = [WindowEngine(denoiser, bank, Staircase(), visibility=visibility, reuse_memory=choice) for choice in (True, False)]

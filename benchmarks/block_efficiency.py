@@ -9,58 +9,22 @@ turn. The floor replays the matrix products and attention of a pass and nothing 
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from cpu_kernels import cpu_seconds
 from diffusers import HunyuanVideoTransformer3DModel
 from flowact_hunyuan import HunyuanVideoDenoiser, HunyuanVideoDiffusers
+from measuring import cpu_seconds, floor_of, report
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowact.models.attention import TokenCounts
 from flowact.models.blocks import Geometry
-from flowact.models.rules import import_state
+from flowact.models.translation import import_state
 from flowact.types import Segment, WindowLayout
 
 WIDTH, HEADS, AXES, TEXT = 256, 4, (16, 24, 24), 64
 FRAMES, HEIGHT, COLUMNS = 6, 10, 16
-HEAVY = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-}
-
-
-class HeavyOperations(TorchDispatchMode):
-    """Records matrix products and attention with their inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if operation in HEAVY:
-            self.calls.append((operation, arguments, options or {}))
-        return operation(*arguments, **(options or {}))
-
-
-def floor_of(call: Callable[[], object]) -> Callable[[], None]:
-    """The heavy operations of a call, to be replayed without anything between them."""
-    with HeavyOperations() as heavy:
-        call()
-    assert heavy.calls
-
-    def replay() -> None:
-        for operation, arguments, options in heavy.calls:
-            operation(*arguments, **options)
-
-    return replay
 
 
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
@@ -111,8 +75,7 @@ def main() -> None:
         ):
             mine, reference = cpu_seconds(first, second)
             ratios[f"{name} block, {key}"] = round(mine / reference, 3)
-    facts = {"torch": torch.__version__, "cpu": platform.processor() or platform.machine(), "load": os.getloadavg()[0], "what": "forward, float32"}
-    print(json.dumps({"benchmark": "block_efficiency", "ratios": ratios, **facts}))
+    report("block_efficiency", ratios, "forward, float32")
 
 
 if __name__ == "__main__":

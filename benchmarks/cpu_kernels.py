@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,19 +18,6 @@ import torch.nn.functional as nnf
 from flowact.models.attention import attention
 
 TOKENS, HEADS, WIDTH, BATCH = 344, 4, 192, 6
-
-
-def cpu_seconds(first: Callable[[], object], second: Callable[[], object], rounds: int = 15) -> tuple[float, float]:
-    best = [float("inf"), float("inf")]
-    for call in (first, second):
-        call()
-    for _ in range(rounds):
-        for index, call in enumerate((first, second)):
-            begin = time.process_time()
-            for _ in range(3):
-                call()
-            best[index] = min(best[index], (time.process_time() - begin) / 3)
-    return best[0], best[1]
 
 
 def backward_of(function: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> Callable[[], None]:

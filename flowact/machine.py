@@ -8,7 +8,7 @@ import torch
 def computes_bfloat16(device: str | torch.device = "cpu") -> bool:
     """Whether matrix products in bfloat16 are at least as fast as in float32.
 
-    A CPU needs AVX512-BF16 or AMX for that; without them torch falls back to code that takes some ten times as long. GPUs that run this project have it.
+    A CPU needs AVX512-BF16 or AMX for that; without them torch falls back to code that takes some ten times as long. GPUs have it.
     """
     if torch.device(device).type != "cpu":
         return True

@@ -29,7 +29,8 @@ from flowact.memory.corruptors import MemoryCorruptor
 from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.models.formats import CLASS_NAME, WeightFormat
-from flowact.models.rules import Constant, Translation, export_state, import_state, translate
+from flowact.models.rules import Constant
+from flowact.models.translation import Translation, export_state, import_state, translate
 from flowact.models.weights import build_outline, build_partly, read_folder
 from flowact.planning.base import Planner
 from flowact.schedulers.base import NoiseScheduler
@@ -468,13 +469,12 @@ def check_format(format: WeightFormat, source: Mapping[str, Any] | str | Path, *
     _ensure(not format.recognises({**config, CLASS_NAME: "AnotherModel"}), format, "it recognises no other class")
     _refuses(lambda: format.complete({**config, "an_unknown_key": 1}), format, "a key of config.json that it does not know is refused")
 
-    complete = format.complete(config)
+    complete = json.loads(json.dumps(format.complete(config)))
     spec = format.denoiser_spec(config, **settings)
-    exported = format.exported_config(json.loads(json.dumps(spec)))
-    back = json.loads(json.dumps({key: value for key, value in exported.items() if not key.startswith("_")}))
-    differing = [key for key in {**complete, **back} if key not in back or key not in complete or back[key] != json.loads(json.dumps(complete[key]))]
-    detail = ", ".join(f"{key}: {complete.get(key)!r} became {back.get(key)!r}" for key in differing)
-    _ensure(not differing, format, "config.json that is imported and exported says the same", detail)
+    exported = json.loads(json.dumps(format.exported_config(json.loads(json.dumps(spec)))))
+    before, after = set(_items(complete)), {item for item in _items(exported) if not item[0].startswith("_")}
+    changed = ", ".join(f"{key}: {complete.get(key)!r} became {exported.get(key)!r}" for key in sorted({key for key, _ in before ^ after}))
+    _ensure(not changed, format, "config.json that is imported and exported says the same", changed)
 
     def build() -> Denoiser:
         return registry.instantiate(spec, "denoisers")
@@ -497,6 +497,10 @@ def check_format(format: WeightFormat, source: Mapping[str, Any] | str | Path, *
         other = {**_random_state(theirs.outline, number_type), **constants}
         again = export_state(format.rules(complete), import_state(format.rules(complete), other, known))
         _ensure_equal(format, other, again, "theirs to ours and back is exact")
+
+
+def _items(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, json.dumps(value)) for key, value in config.items()]
 
 
 def _check_additions(format: WeightFormat, fresh: Mapping[str, Tensor]) -> None:

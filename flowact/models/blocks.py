@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flowact.models.attention import AttentionPlan, Backend, KeyValue, TokenCounts, attend, plan_attention
+from flowact.models.embeddings import sine_code
 from flowact.models.operations import Activation, NormKind, after_activation, applied, head_norm, modulated_norm, normed_rotation
 from flowact.models.rope import Rotation, TextPosition, rotate, window_rotation
 from flowact.types import Segment, WindowLayout
@@ -131,8 +132,9 @@ class BlockShape:
 
     def split_heads(self, qkv_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries with keys [B, L, 2, N, head width], and values [B, L, N, head width]."""
-        qkv = qkv_BLD.unflatten(-1, (3, self.num_heads, self.head_width))
-        return qkv[:, :, :2], qkv[:, :, 2]
+        # one split: the gradient of two slices would be two full tensors of zeros with a part filled in, added up
+        query_key, value = qkv_BLD.unflatten(-1, (3, self.num_heads, self.head_width)).split([2, 1], dim=2)
+        return query_key, value.squeeze(2)
 
 
 class QueryKeyNorm(nn.Module):
@@ -199,7 +201,9 @@ class Tower(nn.Module):
 
 
 class AudioCrossAttention(nn.Module):
-    """Visual tokens of a latent frame look at that frame's audio tokens; starts at zero effect, so that a pretrained model can be given ears.
+    """Visual tokens of a latent frame look at that frame's audio tokens, whose order they know.
+
+    It starts at zero effect, so that a pretrained model can be given ears.
 
     Memory frames look at their own audio, which is clean and theirs, so memory still never depends on the stream.
 
@@ -222,6 +226,8 @@ class AudioCrossAttention(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+        order_A = torch.arange(audio_BFAD.shape[2], dtype=torch.float32, device=audio_BFAD.device)
+        audio_BFAD = audio_BFAD + sine_code(order_A, audio_BFAD.shape[-1]).to(audio_BFAD.dtype)
         key, value = (heads(x) for x in self.key_value(audio_BFAD).chunk(2, dim=-1))
         mixed = nnf.scaled_dot_product_attention(heads(self.query(self.norm(visual_BFLD))), key, value)
         return visual_BFLD + self.out(mixed.transpose(1, 2).flatten(2).view_as(visual_BFLD))

@@ -21,7 +21,7 @@ from flowact import registry
 from flowact.checkpoints import IMPORTED, MANIFEST, SCHEMA, open_checkpoint, read_json, sha256_of, write_checkpoint
 from flowact.errors import UserError, did_you_mean
 from flowact.models.formats import CLASS_NAME, WeightFormat, installed_formats
-from flowact.models.rules import Translation, translate
+from flowact.models.translation import Translation, translate
 from flowact.models.weights import build_outline, build_partly, check_inside, read_folder, write_folder
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def find_format(config: Mapping[str, Any], name: str | None, folder: Path) -> We
         return _only(fitting, f"{folder} is a {found}, which")
     if name is not None:
         raise UserError(f"--format {name} reads {candidates[name].class_name}, and {folder} is a {found}")
-    if found in PLUGINS:
-        raise UserError(f"{found} is read by {PLUGINS[found]}: pip install {PLUGINS[found]}")
+    if plugin := PLUGINS.get(str(found)):
+        raise UserError(f"{found} is read by {plugin}: pip install {plugin}")
     listed = ", ".join(f"{key} reads {candidate.class_name}" for key, candidate in candidates.items())
     raise UserError(f"{folder} is a {found}, which no installed format reads. Installed: {listed or 'none'}.")
 
@@ -191,7 +191,7 @@ def import_folder(
     }
     with _step(bar, "write the checkpoint"):
         write_checkpoint(out, weights=weights, ema=None, recipe=recipe, lineage=lineage, autoencoder_folder=None, engine_saver=None)
-    return _report("import", chosen, source, out, translation, made_new=chosen.by_addition(new), ignored=sorted(translation.ignored))
+    return _report("import", chosen, source, out, translation, made_new=_present(chosen.by_addition(new)), ignored=sorted(translation.ignored))
 
 
 # --- export -----------------------------------------------------------------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ def export_checkpoint(
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
-    outline = {name: cast(tensor) for name, tensor in translation.outline.items()}
+    outline = {name: tensor if name in translation.constants else cast(tensor) for name, tensor in translation.outline.items()}
     _check_space(out, outline.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f"{out.name}.tmp-{secrets.token_hex(4)}"
     unfinished.mkdir()
     try:
-        tensors = ((name, cast(tensor)) for name, tensor in translation.tensors())
+        tensors = ((name, tensor.to(outline[name].dtype)) for name, tensor in translation.tensors())
         write_folder(unfinished, bar.track(tensors, total=len(outline), description="write"), outline, max_shard_bytes)
         (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         written = _translate(chosen, read_json(unfinished / CONFIG), read_folder(unfinished), "ours", wanted)
@@ -255,7 +255,7 @@ def export_checkpoint(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return _report("export", chosen, source, out, translation, dropped=chosen.by_addition(dropped))
+    return _report("export", chosen, source, out, translation, dropped=_present(chosen.by_addition(dropped)))
 
 
 def _check_dropped(chosen: WeightFormat, dropped: Mapping[str, Tensor], allowed: Sequence[str]) -> None:
@@ -286,6 +286,10 @@ def _check_space(out: Path, tensors: Iterable[Tensor]) -> None:
 def _report(direction: str, chosen: WeightFormat, source: Path, out: Path, translation: Translation, **parts: Any) -> ConversionReport:
     numbers = sum(tensor.numel() for tensor in translation.outline.values())
     return ConversionReport(direction, type(chosen).__name__, chosen.class_name, str(source), str(out), len(translation.outline), numbers, **parts)
+
+
+def _present(parts: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: tensors for name, tensors in parts.items() if tensors}
 
 
 @contextmanager

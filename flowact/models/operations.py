@@ -84,15 +84,17 @@ def _plain_normed_rotation(x: Tensor, weight: Tensor, cosine: Tensor, sine: Tens
 class _NormedRotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor, kind: NormKind) -> Tensor:
-        normed, inverse = _normalise(x, kind)
         # the weights go into the table of angles, which all heads and samples share
         table = [(part[:, None, None] * half) for part in (cosine, sine) for half in weight.chunk(2, dim=-1)]
         cosine_first, cosine_second, sine_first, sine_second = table
-        first, second = normed.chunk(2, dim=-1)
-        out = torch.empty_like(normed, memory_format=torch.contiguous_format)
+        source, inverse = _scale(x, kind)
+        first, second = source.chunk(2, dim=-1)
+        out = torch.empty_like(source, memory_format=torch.contiguous_format)
         out_first, out_second = out.chunk(2, dim=-1)
         torch.mul(first, cosine_first, out=out_first).addcmul_(second, sine_second, value=-1)
         torch.mul(second, cosine_second, out=out_second).addcmul_(first, sine_first)
+        if kind == "rms":  # a rotation does not change lengths, so that they may be set afterwards, in place
+            out.mul_(inverse)
         ctx.save_for_backward(x, weight, cosine, sine, inverse)
         ctx.kind = kind
         return out
@@ -117,15 +119,14 @@ class _NormedRotation(torch.autograd.Function):
         return back.sub_(normed.mul_(inner)).mul_(inverse), to_weight, None, None, None
 
 
-def _normalise(x: Tensor, kind: NormKind) -> tuple[Tensor, Tensor]:
-    """The normalised input and the inverse of its scale [..., 1]."""
+def _scale(x: Tensor, kind: NormKind) -> tuple[Tensor, Tensor]:
+    """What is to be rotated, and the inverse scale [..., 1] by which RMS norm multiplies it; layer norm gives it normalised already."""
     if kind == "layer":
         normed, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPSILON)
         return normed, inverse.to(x.dtype)
     # one pass, and no square of x in memory
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    inverse = (length.square() / x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
-    return x * inverse, inverse
+    return x, (length.square() / x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -150,9 +151,10 @@ class _LogisticGelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        gate = _logistic(x)
-        slope = (x * x).mul_(3 * _CUBIC).add_(_LINEAR).mul_(x).mul_(1 - gate).add_(1)  # 1 + x u' (1 - logistic)
-        return slope.mul_(gate).mul_(gradients[0])
+        u = (x * x).mul_(_CUBIC).add_(_LINEAR).mul_(x)
+        gate = u.sigmoid()
+        slope = u.mul_(3).add_(x, alpha=-2 * _LINEAR).mul_(gate)  # x u' logistic, as x u' = 3 u - 2 a x
+        return slope.addcmul_(slope, gate, value=-1).add_(gate).mul_(gradients[0])
 
 
 def _logistic(x: Tensor) -> Tensor:

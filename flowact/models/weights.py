@@ -133,8 +133,10 @@ def check_inside(folder: Path, path: Path) -> None:
     if cache is not None:
         roots.append(cache / "blobs")
     target = path.resolve()
-    if not any(target.is_relative_to(root) for root in roots) or not target.is_file():
+    if not any(target.is_relative_to(root) for root in roots):
         raise UserError(f"{path} is a link to {target}, outside of the folder; replace it by the file if you trust it")
+    if not target.is_file():
+        raise UserError(f"{path} is missing, or not a file")
 
 
 def _no_safetensors(folder: Path) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowact.autoencoders import load_autoencoder
 from flowact.autoencoders.base import Autoencoder
-from flowact.checkpoints import load_into, open_checkpoint
+from flowact.checkpoints import IMPORTED, load_into, open_checkpoint
 from flowact.conditioning.base import AudioEncoder, TextEncoder
 from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
@@ -111,6 +111,8 @@ class Pipeline:
         checkpoint = open_checkpoint(Path(folder))
         arguments = checkpoint.stage_arguments
         lineage = checkpoint.lineage
+        if lineage.get("stage") == IMPORTED:
+            raise UserError(f"{folder} holds imported weights alone, without autoencoder and encoders; train a stage with init_from: {folder} first")
         denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
         load_into(denoiser, checkpoint.weights(ema=True))
         bank_spec = arguments.get("memory") or {"class_path": lineage.get("memory", "StructuredMemory")}

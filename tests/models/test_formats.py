@@ -15,7 +15,8 @@ from flowact import registry, testing
 from flowact.errors import UserError
 from flowact.models import Addition, WeightFormat
 from flowact.models.formats import installed_formats
-from flowact.models.rules import Ignored, Rearrange, Rename, export_state
+from flowact.models.rules import Ignored, Rearrange, Rename
+from flowact.models.translation import export_state
 
 PLUGIN = Path(__file__).with_name("tiny_format.py")
 CONFIG = {"_class_name": "TinyTransformer", "_diffusers_version": "0.36", "dim": 12, "layers": 3}
@@ -66,8 +67,14 @@ def without(rules: list, template: str) -> list:
 CARELESS: dict[str, tuple[dict[str, Any], str]] = {
     "recognises everything": ({"recognises": lambda self, config: True}, "it recognises no other class"),
     "recognises nothing": ({"recognises": lambda self, config: False}, "it recognises its own config.json"),
-    "swallows unknown keys": ({"complete": lambda self, config: {**self.defaults, "dim": 12}}, "a key of config.json that it does not know is refused"),
-    "forgets a key on export": ({"config": lambda self, arguments: {"dim": 12}}, "config.json that is imported and exported says the same': .*layers: 3 became None"),
+    "swallows unknown keys": (
+        {"complete": lambda self, config: {**self.defaults, "dim": 12}},
+        "a key of config.json that it does not know is refused",
+    ),
+    "forgets a key on export": (
+        {"config": lambda self, arguments: {"dim": 12}},
+        "config.json that is imported and exported says the same': .*layers: 3 became None",
+    ),
     "exports another value": (
         {"config": lambda self, arguments: {**self.defaults, "dim": arguments["width"], "layers": arguments["num_blocks"], "heads": 1}},
         "says the same': heads: 2 became 1",
@@ -104,7 +111,10 @@ def test_the_check_names_the_law_that_a_careless_format_breaks(tiny: type[Weight
         (lambda rules: [*rules, Rename("b.{i}", "blocks.{i}.norm")], "one rule for each tensor.*2 rules claim"),
         (lambda rules: [*without(rules, "embed.bias"), Rename("embed.weight", "visual_in.bias")], "one rule for each tensor.*two rules make"),
         (lambda rules: [*rules, Ignored("context.*")], "rules claim the tensor context"),
-        (lambda rules: [*without(rules, "embed.bias"), Rename("embed.bias", "visual_in.bias", Scaling("a -> a"))], "ours to theirs and back is exact"),
+        (
+            lambda rules: [*without(rules, "embed.bias"), Rename("embed.bias", "visual_in.bias", Scaling("a -> a"))],
+            "ours to theirs and back is exact",
+        ),
     ],
 )
 def test_the_check_finds_rules_that_lose_something(tiny: type[WeightFormat], change: Any, law: str) -> None:
@@ -118,20 +128,20 @@ def test_the_check_finds_rules_that_lose_something(tiny: type[WeightFormat], cha
 
 def test_an_unknown_key_of_config_json_is_refused_and_absent_ones_have_defaults(tiny: type[WeightFormat]) -> None:
     assert tiny().complete(CONFIG) == {**tiny.defaults, "dim": 12, "layers": 3}
-    with pytest.raises(UserError, match="'head' .*does not know. Did you mean heads.*update the plugin"):
+    with pytest.raises(UserError, match=r"'head' .*does not know. Did you mean heads.*update the plugin"):
         tiny().complete({**CONFIG, "head": 4})
 
 
 def test_a_spec_is_complete_and_does_not_contradict_config_json(tiny: type[WeightFormat]) -> None:
-    with pytest.raises(UserError, match="needs audio_width.*--set audio_width="):
+    with pytest.raises(UserError, match=r"needs audio_width.*--set audio_width="):
         tiny().denoiser_spec(CONFIG)
-    with pytest.raises(UserError, match="width=16: it follows from config.json of TinyTransformer and is 12"):
+    with pytest.raises(UserError, match=r"width=16: it follows from config.json of TinyTransformer and is 12"):
         tiny().denoiser_spec(CONFIG, audio_width=5, width=16)
-    with pytest.raises(UserError, match="no argument 'audio_gat'. Did you mean audio_gate"):
+    with pytest.raises(UserError, match=r"no argument 'audio_gat'. Did you mean audio_gate"):
         tiny().denoiser_spec(CONFIG, audio_width=5, audio_gat=1)
     with pytest.raises(UserError, match="audio_width"):
         tiny().denoiser_spec(CONFIG, audio_width="wide")
-    with pytest.raises(UserError, match="norm is 'layer' in config.json"):
+    with pytest.raises(UserError, match=r"norm is 'layer' in config.json"):
         tiny().denoiser_spec({**CONFIG, "norm": "layer"}, audio_width=5)
     spec = tiny().denoiser_spec(CONFIG, audio_width=5, width=12)
     assert spec["init_args"] == {"latent_channels": 4, "text_width": 6, "width": 12, "num_heads": 2, "num_blocks": 3, "audio_width": 5}

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowact.models.blocks import AudioCrossAttention
-from flowact.models.mmdit import MMDiT, Window, level_code, sine_code
+from flowact.models.embeddings import from_patches, level_code, sine_code, to_patches
+from flowact.models.mmdit import MMDiT
+from flowact.models.windowed import Window
 from flowact.testing import check_denoiser
 from flowact.types import FULL_VISIBILITY, ConditionTokens, MemoryFeatures, Segment, Visibility, WindowLayout
 
@@ -231,11 +233,10 @@ def test_samples_of_a_batch_may_be_permuted():
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_round_trip(patch):
-    model = make(patch=patch)
     latents = torch.randn(2, 3, CHANNELS, 4, 8)
-    tokens = model.to_patches(latents)
+    tokens = to_patches(latents, patch)
     assert tokens.shape == (2, 3, 4 * 8 // patch**2, CHANNELS * patch**2)
-    assert torch.equal(model.from_patches(tokens, latents.shape[-2:]), latents)
+    assert torch.equal(from_patches(tokens, latents.shape[-2:], patch), latents)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

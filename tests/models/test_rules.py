@@ -14,22 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowact.errors import UserError
-from flowact.models.rules import (
-    Constant,
-    Ignored,
-    Part,
-    PermuteHeads,
-    Rearrange,
-    Rename,
-    Rule,
-    Split,
-    Stack,
-    Template,
-    export_state,
-    import_state,
-    outline_of,
-    translate,
-)
+from flowact.models.rules import Constant, Ignored, Part, PermuteHeads, Rearrange, Rename, Rule, Split, Stack, Template
+from flowact.models.translation import export_state, import_state, outline_of, translate
 
 NUMBER_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
 
@@ -241,7 +227,7 @@ def test_shapes_that_do_not_fit_a_rule_are_told_with_the_rule(rule: Rule, shapes
 
 
 def test_tensors_of_different_number_types_do_not_become_one() -> None:
-    with pytest.raises(UserError, match="float32 .*bfloat16"):
+    with pytest.raises(UserError, match=r"float32 .*bfloat16"):
         import_state([Stack(["a", "c"], "b")], {"a": torch.zeros(2), "c": torch.zeros(2, dtype=torch.bfloat16)})
 
 
@@ -281,7 +267,7 @@ def test_without_knowing_the_result_a_half_present_group_is_missing_its_rest() -
     del broken["l.1.k"]
     with pytest.raises(UserError, match=r"1 missing, 0 unexpected, 0 misshapen[\s\S]*missing: l.1.k"):
         import_state(RULES, broken)
-    with pytest.raises(UserError, match="missing: b.0.qk2"):
+    with pytest.raises(UserError, match=r"missing: b.0.qk2"):
         export_state([Split("x.{i}", ["b.{i}.qk1", "b.{i}.qk2"])], {"b.0.qk1": torch.zeros(2)})
 
 
@@ -292,7 +278,7 @@ def test_constants_are_checked_and_written_and_ignored_tensors_are_neither() -> 
     assert set(ours) == {"b.0.qk", "b.0.out", "b.1.qk", "b.1.out"}
     assert set(export_state(RULES, ours)) == set(their_state()) - {"junk.a"}
     assert torch.equal(export_state(RULES, ours)["table"], torch.arange(3.0))
-    with pytest.raises(UserError, match="table: is not the .* constant"):
+    with pytest.raises(UserError, match=r"table: is not the .* constant"):
         import_state(RULES, their_state() | {"table": torch.ones(3)})
     with pytest.raises(UserError, match=r"shape of table"):
         import_state(RULES, their_state() | {"table": torch.arange(3)})
@@ -317,7 +303,7 @@ def test_a_wanted_tensor_that_no_rule_makes_is_a_fault_of_their_author() -> None
     with pytest.raises(ValueError, match="no rule makes forgotten") as caught:
         import_state(RULES, their_state(), {**like, "forgotten": torch.zeros(1)})
     assert not isinstance(caught.value, UserError)
-    with pytest.raises(ValueError, match="rules do not fit what they should make: shape of b.0.qk"):
+    with pytest.raises(ValueError, match=r"rules do not fit what they should make: shape of b.0.qk"):
         import_state(RULES, their_state(), {**like, "b.0.qk": torch.zeros(3, 3)})
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowact.errors import UserError
-from flowact.models.rules import outline_of
+from flowact.models.translation import outline_of
 from flowact.models.weights import build_outline, build_partly, read_folder, write_folder
 
 NAME = "diffusion_pytorch_model"
@@ -117,7 +117,7 @@ def test_a_tensor_that_is_not_where_the_index_says_is_refused(sharded: Path) -> 
     with pytest.raises(UserError, match=f"1 tensors.*t.0 should be in {shard(2, 3)} and is in {shard(1, 3)}"):
         read_folder(sharded)
     rewrite_index(sharded, **{"t.0": shard(1, 3), "t.9": shard(1, 3)})
-    with pytest.raises(UserError, match="t.9 should be in .* and is in none"):
+    with pytest.raises(UserError, match=r"t.9 should be in .* and is in none"):
         read_folder(sharded)
 
 
@@ -126,7 +126,7 @@ def test_links_may_not_lead_out_of_the_folder(sharded: Path) -> None:
     path = sharded / shard(2, 3)
     path.rename(outside)
     path.symlink_to(outside)
-    with pytest.raises(UserError, match="is a link to .*outside of the folder"):
+    with pytest.raises(UserError, match=r"is a link to .*outside of the folder"):
         read_folder(sharded)
     path.unlink()
     path.symlink_to(sharded / "renamed.data")
@@ -154,7 +154,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_what_is_not_one_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no .safetensors"):
+    with pytest.raises(UserError, match=r"holds no .safetensors"):
         read_folder(tmp_path)
     for name in ("a", "b"):
         save_file(state(), tmp_path / f"{name}.safetensors")

@@ -40,7 +40,14 @@ class TinyDenoiser(Denoiser):
     """
 
     def __init__(
-        self, latent_channels: int, text_width: int, audio_width: int, width: int = 8, num_heads: int = 2, num_blocks: int = 2, audio_gate: float = 0.0
+        self,
+        latent_channels: int,
+        text_width: int,
+        audio_width: int,
+        width: int = 8,
+        num_heads: int = 2,
+        num_blocks: int = 2,
+        audio_gate: float = 0.0,
     ) -> None:
         super().__init__()
         self.latent_channels, self.text_width, self.audio_width = latent_channels, text_width, audio_width

@@ -9,7 +9,7 @@ import torch
 from flowact_hunyuan import HunyuanVideo15Diffusers, HunyuanVideoDiffusers
 
 from flowact.errors import UserError
-from flowact.models.rules import export_state, import_state
+from flowact.models.translation import export_state, import_state
 from flowact.testing import check_constructor, check_format
 
 diffusers = pytest.importorskip("diffusers")

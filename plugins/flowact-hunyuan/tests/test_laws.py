@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BARE, MEMORY, fresh, layout, make, window
 
-from flowact.models.mmdit import Window
+from flowact.models.embeddings import from_patches, to_patches
+from flowact.models.windowed import Window
 from flowact.testing import check_constructor, check_denoiser
 from flowact.types import ConditionTokens, MemoryFeatures, Visibility, WindowLayout
 
@@ -335,8 +336,8 @@ def test_patches_are_those_of_a_convolution():
     latents = torch.randn(2, 3, 3, 4, 6)
     kernel = model.visual_in.weight.view(32, 3, 1, 2, 2)
     expected = nnf.conv3d(latents.transpose(1, 2), kernel, model.visual_in.bias, stride=(1, 2, 2)).flatten(3).permute(0, 2, 3, 1)
-    torch.testing.assert_close(model.visual_in(model.to_patches(latents)), expected, atol=1e-5, rtol=1e-4)
-    assert torch.equal(model.from_patches(model.to_patches(latents), latents.shape[-2:]), latents)
+    torch.testing.assert_close(model.visual_in(to_patches(latents, model.patch)), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(from_patches(to_patches(latents, model.patch), latents.shape[-2:], model.patch), latents)
 
 
 def test_what_cannot_be_is_refused():

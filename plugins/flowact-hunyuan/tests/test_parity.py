@@ -8,7 +8,7 @@ import torch.nn.functional as nnf
 from flowact_hunyuan import HunyuanVideo15Denoiser, HunyuanVideo15Diffusers, HunyuanVideoDenoiser, HunyuanVideoDiffusers
 from tiny import AUDIO, randomised
 
-from flowact.models.rules import import_state
+from flowact.models.translation import import_state
 from flowact.types import FULL_VISIBILITY, ConditionTokens, Segment, WindowLayout
 
 diffusers = pytest.importorskip("diffusers")

@@ -7,7 +7,7 @@ import torch
 from flowact_wan import WanDenoiser, WanDiffusers
 from windows import nudged
 
-from flowact.models.rules import import_state
+from flowact.models.translation import import_state
 from flowact.types import FULL_VISIBILITY, ConditionTokens, Segment, Visibility, WindowLayout
 
 diffusers = pytest.importorskip("diffusers")

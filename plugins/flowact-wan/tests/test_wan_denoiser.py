@@ -16,6 +16,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from windows import MEMORY, fresh, layout, make, nudged, window
 
+from flowact.models.embeddings import to_patches
 from flowact.testing import check_constructor, check_denoiser
 from flowact.types import FULL_VISIBILITY, ConditionTokens, MemoryFeatures, Visibility, WindowLayout
 
@@ -311,7 +312,7 @@ def test_a_reference_beside_every_frame_stands_in_wans_order_and_has_no_tokens()
     planes, mask, clean = seen[0].unflatten(-1, (-1, 4)).split([3, 2, 3], dim=3)
     assert planes.shape[1] == 6  # long, short and four frames of the stream
     assert torch.equal(clean[:, :2], planes[:, :2])
-    assert torch.equal(clean[:, 2:], model.to_patches(latents[:, :1]).unflatten(-1, (-1, 4)).expand(-1, 4, -1, -1, -1))
+    assert torch.equal(clean[:, 2:], to_patches(latents[:, :1], model.patch).unflatten(-1, (-1, 4)).expand(-1, 4, -1, -1, -1))
     assert mask.amax((0, 2, 3, 4)).tolist() == mask.amin((0, 2, 3, 4)).tolist() == [1, 1, 0, 0, 0, 0]
     assert torch.isfinite(model(latents[:, 1:], sigma[:, 1:], conditions.part(slice(1, None), slice(1, None)), layout(memory=MEMORY[1:]))).all()
 

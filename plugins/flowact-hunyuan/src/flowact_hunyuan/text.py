@@ -7,14 +7,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from flowact.models.attention import attention
-from flowact.models.mmdit import level_code
+from flowact.models.embeddings import level_code, two_layers
 
 GLYPH_HIDDEN = 2048  # fixed in HunyuanVideo-1.5, whatever the model's width
-
-
-def embedding(size: int, width: int) -> nn.Sequential:
-    """Two linear maps with SiLU between them: what turns levels, scales and pooled text into modulation vectors."""
-    return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def glyph_projection(glyph_width: int, width: int) -> nn.Sequential:
@@ -76,8 +71,8 @@ class TokenRefiner(nn.Module):
 
     def __init__(self, text_width: int, width: int, num_heads: int, num_blocks: int) -> None:
         super().__init__()
-        self.level_in = embedding(256, width)
-        self.pooled_in = embedding(text_width, width)
+        self.level_in = two_layers(256, width)
+        self.pooled_in = two_layers(text_width, width)
         self.text_in = nn.Linear(text_width, width)
         self.blocks = nn.ModuleList(RefinerBlock(width, num_heads) for _ in range(num_blocks))
 

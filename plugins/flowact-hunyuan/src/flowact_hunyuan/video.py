@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flowact.models.mmdit import Window, level_code
-from flowact_hunyuan.base import HunyuanDenoiser, Reference
-from flowact_hunyuan.text import TokenRefiner, embedding, present
+from flowact.models.embeddings import level_code, two_layers
+from flowact.models.windowed import Reference, Window
+from flowact_hunyuan.base import HunyuanDenoiser
+from flowact_hunyuan.text import TokenRefiner, present
 
 ImageCondition = Literal["none", "token_replace", "latent_concat"]
 
@@ -75,7 +76,7 @@ class HunyuanVideoDenoiser(HunyuanDenoiser):
         self.pooled_width = pooled_width
         self.default_guidance = guidance
         self.refiner = TokenRefiner(text_width, width, num_heads, num_refiner_blocks)
-        self.pooled_in = embedding(pooled_width, width)
+        self.pooled_in = two_layers(pooled_width, width)
 
     def embed_text(self, text_BSLD: Tensor, sigma_BS: Tensor) -> tuple[Tensor, Tensor]:
         """See `HunyuanDenoiser.embed_text`: all rows but the last."""
@@ -83,8 +84,8 @@ class HunyuanVideoDenoiser(HunyuanDenoiser):
         mask_BSL = present(tokens_BSLD)
         return self.refiner(tokens_BSLD, mask_BSL, sigma_BS), mask_BSL
 
-    def frame_vector(self, window: Window) -> Tensor:
-        """See `HunyuanDenoiser.frame_vector`: the frame's noise level and its segment's pooled text."""
+    def unguided_vector(self, window: Window) -> Tensor:
+        """See `HunyuanDenoiser.unguided_vector`: the frame's noise level and its segment's pooled text."""
         dtype = self.visual_in.weight.dtype
         pooled_BSD = window.conditions.text_BSLD[:, :, -1, : self.pooled_width]
         level_BFD = self.level_in(level_code(window.sigma_BF).to(dtype))

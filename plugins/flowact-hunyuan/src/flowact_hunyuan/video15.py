@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowact.models.mmdit import Window, level_code
-from flowact_hunyuan.base import HunyuanDenoiser, Reference
-from flowact_hunyuan.text import TokenRefiner, embedding, glyph_projection, image_projection, present
+from flowact.models.embeddings import level_code, two_layers
+from flowact.models.windowed import Reference, Window
+from flowact_hunyuan.base import HunyuanDenoiser
+from flowact_hunyuan.text import TokenRefiner, glyph_projection, image_projection, present
 
 #: rows of `text_kinds`
 LANGUAGE, GLYPHS, IMAGE = range(3)
@@ -90,7 +91,7 @@ class HunyuanVideo15Denoiser(HunyuanDenoiser):
         self.glyphs_in = glyph_projection(glyph_width, width)
         self.image_in = image_projection(image_width, width).requires_grad_(image_tokens > 0)
         self.text_kinds = nn.Embedding(3, width)
-        self.second_level_in = embedding(256, width) if use_meanflow else None
+        self.second_level_in = two_layers(256, width) if use_meanflow else None
 
     def embed_text(self, text_BSLD: Tensor, sigma_BS: Tensor) -> tuple[Tensor, Tensor]:
         """See `HunyuanDenoiser.embed_text`. Text has no positions, so the order of its tokens is free.
@@ -114,7 +115,7 @@ class HunyuanVideo15Denoiser(HunyuanDenoiser):
             tokens.append(self.image_in(image[..., : self.image_width].to(dtype)) + kinds[IMAGE])
         return torch.cat(tokens, dim=2), mask_BSL
 
-    def frame_vector(self, window: Window) -> Tensor:
-        """See `HunyuanDenoiser.frame_vector`: the frame's noise level."""
+    def unguided_vector(self, window: Window) -> Tensor:
+        """See `HunyuanDenoiser.unguided_vector`: the frame's noise level."""
         code = level_code(window.sigma_BF).to(self.visual_in.weight.dtype)
         return self.level_in(code) if self.second_level_in is None else self.level_in(code) + self.second_level_in(code)

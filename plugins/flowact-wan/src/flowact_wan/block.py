@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from flowact.models.attention import KeyValue, attention
 from flowact.models.blocks import AudioCrossAttention, Geometry, Streams, gated
-from flowact.models.operations import after_activation, head_norm, modulated_norm
+from flowact.models.operations import EPSILON, after_activation, head_norm, modulated_norm
 from flowact.models.rope import rotate
-
-EPSILON = 1e-6
 
 
 class WanBlock(nn.Module):

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from flowact.models.attention import Backend, KeyValue, TokenCounts
-from flowact.models.base import Denoiser, check_memory_layout, check_window
 from flowact.models.blocks import Checkpointing, Geometry, run_blocks
-from flowact.models.mmdit import GUIDED, Window, level_code, sine_code, zero_last
+from flowact.models.embeddings import GUIDED, level_code, to_patches, two_layers, zero_last
 from flowact.models.operations import modulated_norm
 from flowact.models.rope import split_axes
-from flowact.types import ConditionTokens, MemoryFeatures, WindowLayout
+from flowact.models.windowed import Reference, Window, WindowDenoiser
 from flowact_wan.block import WanBlock
 
 THETA = 10_000.0
 
 
-class WanDenoiser(Denoiser):
+class WanDenoiser(WindowDenoiser):
     """Wan 2.1 and 2.2: with converted weights, audio aside, it computes what diffusers' `WanTransformer3DModel` computes.
 
     What differs from a plain Wan, and is without effect when a window is one segment at one noise level:
@@ -67,8 +65,6 @@ class WanDenoiser(Denoiser):
             pictures that are wider than text.
     """
 
-    reuses_memory = True
-
     def __init__(
         self,
         latent_channels: int,
@@ -82,7 +78,7 @@ class WanDenoiser(Denoiser):
         audio_every: int = 3,
         clean_copies: bool = False,
         mask_channels: int = 4,
-        reference: Literal["segment", "channels"] = "segment",
+        reference: Reference = "segment",
         image_tokens: int = 0,
         image_width: int = 1280,
         guidance_embedding: bool = False,
@@ -108,23 +104,20 @@ class WanDenoiser(Denoiser):
         self.patch = patch
         self.clean_copies = clean_copies
         self.mask_channels = mask_channels
-        self.reference = reference
+        self.reference: Reference = reference
         self.image_tokens = image_tokens
         self.image_width = image_width
         self.checkpointing: Checkpointing = checkpointing
         self.attention: Backend = attention
         input_channels = 2 * latent_channels + mask_channels if clean_copies else latent_channels
 
-        def embed(size: int, activation: nn.Module) -> nn.Sequential:
-            return nn.Sequential(nn.Linear(size, width), activation, nn.Linear(width, width))
-
         self.visual_in = nn.Linear(input_channels * patch**2, width)
-        self.text_in = embed(text_width, nn.GELU("tanh"))
+        self.text_in = two_layers(text_width, width, nn.GELU("tanh"))
         self.image_in = image_embedding(image_width, width) if image_tokens else None
-        self.time_in = embed(256, nn.SiLU())
+        self.time_in = two_layers(256, width)
         self.modulation = nn.Linear(width, 6 * width)
-        self.guidance_in = nn.ModuleList(zero_last(embed(256, nn.SiLU())) for _ in GUIDED) if guidance_embedding else None
-        self.audio_in = embed(audio_width, nn.SiLU()) if audio_every else None
+        self.guidance_in = nn.ModuleList(zero_last(two_layers(256, width)) for _ in GUIDED) if guidance_embedding else None
+        self.audio_in = two_layers(audio_width, width) if audio_every else None
         hears = [bool(audio_every) and i % audio_every == 0 for i in range(num_blocks)]
         self.blocks = nn.ModuleList(WanBlock(width, num_heads, hidden, hearing, image_tokens) for hearing in hears)
         self.out_modulation = nn.Parameter(torch.randn(2, width) / width**0.5)
@@ -133,63 +126,32 @@ class WanDenoiser(Denoiser):
             for block in self.blocks:
                 block.compile(fullgraph=True, dynamic=False)
 
-    def forward(
-        self, latents_BFCHW: Tensor, sigma_BF: Tensor, conditions: ConditionTokens, layout: WindowLayout, memory: MemoryFeatures | None = None
-    ) -> Tensor:
-        """See `Denoiser.forward`. Latents and conditions may be of another number type than the weights; the velocity is float32."""
-        check_window(latents_BFCHW, sigma_BF, conditions, layout, kept_memory=memory is not None)
-        window = self.with_clean_copies(Window(latents_BFCHW, sigma_BF, conditions, layout, memory))
-        time_BFD = self.time_vector(window)
-        visual_BFLD, _ = self.transform(window, time_BFD)
-        stream = slice(-layout.num_stream_frames, None)
-        shift, scale = (self.out_modulation + time_BFD[:, stream, None]).unbind(2)
-        patches_BFLD = self.out(modulated_norm(visual_BFLD[:, stream], shift, scale))
-        return self.from_patches(patches_BFLD, latents_BFCHW.shape[-2:]).float()
+    @property
+    def kept_shape(self) -> tuple[int, int, int]:
+        """See `WindowDenoiser.kept_shape`."""
+        return len(self.blocks), self.num_heads, self.width // self.num_heads
 
-    def encode_memory(self, latents_BFCHW: Tensor, conditions: ConditionTokens, layout: WindowLayout) -> MemoryFeatures:
-        """See `Denoiser.encode_memory`."""
-        check_memory_layout(latents_BFCHW, conditions, layout)
-        reference = None
-        if self.reference == "channels" and any(segment.kind == "reference" for segment in layout.segments):
-            reference = latents_BFCHW[:, [i for i, s in enumerate(layout.frame_segments) if layout.segments[s].kind == "reference"]]
-            if reference.shape[1] == layout.num_frames:  # it has no tokens
-                nothing = (latents_BFCHW.new_zeros(latents_BFCHW.shape[0], 0, self.num_heads, self.width // self.num_heads),) * len(self.blocks)
-                return MemoryFeatures(nothing, nothing, reference)
-        sigma_BF = latents_BFCHW.new_zeros(latents_BFCHW.shape[:2], dtype=torch.float32)
-        window = self.with_clean_copies(Window(latents_BFCHW, sigma_BF, conditions, layout))
-        _, kept = self.transform(window, self.time_vector(window), keep=True)
-        return MemoryFeatures(tuple(key for key, _ in kept), tuple(value for _, value in kept), reference)
-
-    def with_clean_copies(self, window: Window) -> Window:
-        """The window with what lies beside its latents."""
-        if self.reference == "channels":
-            return window.with_reference_beside()
-        if self.clean_copies:
-            return replace(window, reference_BFCHW=torch.zeros_like(window.latents_BFCHW[:, :1]))
-        return window
-
-    def transform(self, window: Window, time_BFD: Tensor, keep: bool = False) -> tuple[Tensor, list[KeyValue]]:
-        """Visual tokens [B, F, L, D] of a window after all blocks; with `keep` also each block's keys and values."""
+    def transform(self, window: Window, vector_BFD: Tensor, keep: bool = False) -> tuple[Tensor, list[KeyValue], Geometry]:
+        """See `WindowDenoiser.transform`."""
         dtype = self.visual_in.weight.dtype
-        visual_BFLD = self.visual_in(self.to_patches(self.input_of(window)).to(dtype))
+        visual_BFLD = self.visual_in(to_patches(self.input_of(window), self.patch).to(dtype))
         text_BSLD = self.text_tokens(window.conditions.text_BSLD.to(dtype))
-        modulation_BFD = self.modulation(nnf.silu(time_BFD))
-        audio_BFAD = self.audio_tokens(window.conditions.audio_BFAD.to(dtype))
-        geometry = self.geometry(window, keep)
+        modulation_BFD = self.modulation(nnf.silu(vector_BFD))
+        audio_BFAD = None if self.audio_in is None else self.audio_in(window.conditions.audio_BFAD.to(dtype))
+        geometry = replace(self.geometry(window), keep=keep)
         memory = None if window.memory is None else zip(window.memory.keys, window.memory.values, strict=True)
         streams, kept = run_blocks(self.blocks, (visual_BFLD, text_BSLD), (modulation_BFD,), geometry, memory, audio_BFAD, self.checkpointing)
-        return streams[0], kept
+        return streams[0], kept, geometry
 
-    def time_vector(self, window: Window) -> Tensor:
-        """What the modulation of each computed latent frame is made from: its noise level, and in the stream the guidance scales asked for."""
-        dtype, guidance_BG = self.visual_in.weight.dtype, window.conditions.guidance_BG
-        time_BFD = self.time_in(level_code(window.sigma_BF).to(dtype))
-        if self.guidance_in is None or guidance_BG is None:
-            return time_BFD
-        scales = zip(self.guidance_in, guidance_BG.unbind(1), strict=True)
-        guidance_BD = sum(embed(level_code(scale / 10.0).to(dtype)) for embed, scale in scales)  # scales up to 10 cover the code's range
-        streaming = torch.tensor([not window.segments[s].is_memory for s in window.frame_segments], device=time_BFD.device)
-        return time_BFD + guidance_BD[:, None] * streaming[:, None]
+    def velocity(self, visual_BFLD: Tensor, vector_BFD: Tensor, latents_BFCHW: Tensor, sigma_BF: Tensor) -> Tensor:
+        """See `WindowDenoiser.velocity`."""
+        shift, scale = (self.out_modulation + vector_BFD[:, :, None]).unbind(2)
+        return self.from_patches(self.out(modulated_norm(visual_BFLD, shift, scale)), latents_BFCHW.shape[-2:]).float()
+
+    def frame_vector(self, window: Window) -> Tensor:
+        """See `WindowDenoiser.frame_vector`: the frame's noise level, and in the stream the guidance scales asked for."""
+        vector_BFD = self.time_in(level_code(window.sigma_BF).to(self.visual_in.weight.dtype))
+        return vector_BFD if self.guidance_in is None else vector_BFD + window.guidance(self.guidance_in)
 
     def text_tokens(self, text_BSLD: Tensor) -> Tensor:
         """Tokens of each segment's text, and behind them those of its picture if there are any.
@@ -205,20 +167,12 @@ class WanDenoiser(Denoiser):
         image_BSLD = self.image_in(text_BSLD[:, :, num_text:, : self.image_width])
         return torch.cat([self.text_in(text_BSLD[:, :, :num_text]), image_BSLD], dim=2)
 
-    def audio_tokens(self, audio_BFAD: Tensor) -> Tensor | None:
-        """Tokens of each latent frame's sound, which know their order; None for a model without ears."""
-        if self.audio_in is None:
-            return None
-        tokens = self.audio_in(audio_BFAD)
-        return tokens + sine_code(torch.arange(tokens.shape[2], device=tokens.device, dtype=torch.float32), self.width).to(tokens.dtype)
-
-    def geometry(self, window: Window, keep: bool = False) -> Geometry:
+    def geometry(self, window: Window) -> Geometry:
         """Attention plan and rotary angles; the same object serves every block."""
         height, width = (size // self.patch for size in window.latents_BFCHW.shape[-2:])
         axes, device, kept_memory = split_axes(self.width // self.num_heads), window.latents_BFCHW.device, window.memory is not None
         counts = TokenCounts(0, 0, height * width)
-        made = Geometry.of(window.layout, counts, (height, width), axes, THETA, device, kept_memory=kept_memory, backend=self.attention)
-        return replace(made, keep=keep)
+        return Geometry.of(window.layout, counts, (height, width), axes, THETA, device, kept_memory=kept_memory, backend=self.attention)
 
     def input_of(self, window: Window) -> Tensor:
         """What the first layer sees [B, F, C, H, W]: latents, and behind them as in Wan the mask and then the clean copies."""
@@ -226,14 +180,6 @@ class WanDenoiser(Denoiser):
             return window.latents_BFCHW
         latents, clean, mask = window.input_BFCHW.split([self.latent_channels, self.latent_channels, 1], dim=2)
         return torch.cat([latents, mask.expand(-1, -1, self.mask_channels, -1, -1), clean], dim=2)
-
-    def to_patches(self, input_BFCHW: Tensor) -> Tensor:
-        """Tokens [B, F, L, C * patch * patch]."""
-        height, width = input_BFCHW.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"latents of {height}x{width} cells do not divide into patches of side {self.patch}; choose another size or patch")
-        folded = nnf.pixel_unshuffle(input_BFCHW.flatten(0, 1), self.patch)
-        return folded.flatten(2).transpose(1, 2).unflatten(0, input_BFCHW.shape[:2])
 
     def from_patches(self, patches_BFLD: Tensor, size: torch.Size) -> Tensor:
         """Latents [B, F, C, H, W] of tokens [B, F, L, patch * patch * C]: on this side Wan has the channels innermost."""
