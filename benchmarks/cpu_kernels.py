@@ -7,13 +7,11 @@ CPU time of the process, the least of several runs, A and B in turn; a ratio bel
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as nnf
+from measuring import cpu_seconds, report
 
 from flowact.models.attention import attention
 
@@ -44,13 +42,7 @@ def main() -> None:
     for name, (choice, other) in pairs.items():
         mine, theirs = cpu_seconds(choice, other)
         ratios[name] = round(mine / theirs, 3)
-    facts = {
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "what": "forward and backward, bf16",
-    }
-    print(json.dumps({"benchmark": "cpu_kernels", "ratios": ratios, **facts}))
+    report("cpu_kernels", ratios, "forward and backward, bf16")
 
 
 if __name__ == "__main__":
