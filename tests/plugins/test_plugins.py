@@ -18,19 +18,18 @@ PLUGINS = sorted(path.parent for path in (Path(__file__).parents[2] / "plugins")
 
 @pytest.fixture(params=PLUGINS, ids=lambda path: path.name)
 def plugin(request, install):
-    """A plugin's project table, installed from its source for the test."""
+    """A plugin's folder and project table, installed from its source for the test, and where."""
     project = tomllib.loads((request.param / "pyproject.toml").read_text())["project"]
     points = {group.removeprefix("flowact."): names for group, names in project["entry-points"].items()}
     files = {path.relative_to(request.param / "src").as_posix(): path.read_text() for path in (request.param / "src").rglob("*.py")}
     for component in registry.components():
         if component.distribution == project["name"]:
-            return request.param, project  # installed already
-    install(project["name"], points, files, project["version"])
-    return request.param, project
+            return request.param, project, request.param / "src"  # installed already
+    return request.param, project, install(project["name"], points, files, project["version"])
 
 
 def test_what_it_registers_loads_as_what_it_says(plugin):
-    _, project = plugin
+    _, project, _ = plugin
     names = [(group.removeprefix("flowact."), name) for group, entries in project["entry-points"].items() for name in entries]
     assert names
     for kind, name in names:
@@ -44,15 +43,15 @@ def test_what_it_registers_loads_as_what_it_says(plugin):
 
 
 def test_it_has_a_readme_that_names_its_components(plugin):
-    folder, project = plugin
+    folder, project, _ = plugin
     readme = (folder / "README.md").read_text()
     assert all(name in readme for entries in project["entry-points"].values() for name in entries)
     assert folder.name in (folder.parent / "README.md").read_text()
 
 
 def test_its_own_tests_pass(plugin):
-    folder, _ = plugin
-    environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    folder, _, site = plugin
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(folder / "pyproject.toml"), str(folder / "tests")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
