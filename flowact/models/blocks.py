@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from flowact.models.attention import AttentionPlan, Backend, KeyValue, TokenCounts, attend, plan_attention
 from flowact.models.embeddings import sine_code
 from flowact.models.operations import Activation, NormKind, after_activation, applied, head_norm, modulated_norm, normed_rotation
-from flowact.models.rope import Rotation, TextPosition, rotate, window_rotation
+from flowact.models.rope import Rotation, TextPosition, rotated_in_front, window_rotation
 from flowact.types import Segment, WindowLayout
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -97,7 +97,7 @@ class Geometry:
     def mix(self, query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor, memory: KeyValue | None) -> Tensor:
         """Attention of rotated queries and keys in the plan's order, in front of memory whose keys are not rotated yet."""
         if memory is not None:
-            key_BLND = torch.cat([rotate(memory[0], self.memory_rotation).to(key_BLND.dtype), key_BLND], dim=1)
+            key_BLND = rotated_in_front(memory[0], self.memory_rotation, key_BLND)
             value_BLND = torch.cat([memory[1].to(value_BLND.dtype), value_BLND], dim=1)
         return attend(query_BLND, key_BLND, value_BLND, self.plan, self.key_mask_BL)
 

@@ -71,6 +71,21 @@ def window_rotation(
     return angle_LD.cos().float().to(device), angle_LD.sin().float().to(device)
 
 
+def rotated_in_front(memory_BLND: Tensor, rotation: Rotation, key_BLND: Tensor) -> Tensor:
+    """Kept keys, which are rotated now, and behind them keys that are rotated already."""
+    if torch.compiler.is_compiling() or memory_BLND.requires_grad or key_BLND.requires_grad:
+        return torch.cat([rotate(memory_BLND, rotation).to(key_BLND.dtype), key_BLND], dim=1)
+    length = memory_BLND.shape[1]
+    joined = key_BLND.new_empty(key_BLND.shape[0], length + key_BLND.shape[1], *key_BLND.shape[2:])  # written in place: nothing is copied twice
+    joined[:, length:] = key_BLND
+    cosine, sine = (part[:, None].to(memory_BLND.dtype) for part in rotation)
+    first, second = memory_BLND.chunk(2, dim=-1)
+    out_first, out_second = joined[:, :length].chunk(2, dim=-1)
+    torch.mul(first, cosine, out=out_first).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=out_second).addcmul_(first, sine)
+    return joined
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate pairs of channels (first half with second half) of queries or keys [B, L, ..., D]."""
     between = (1,) * (x.ndim - 3)
