@@ -286,6 +286,9 @@ class SingleBlock(nn.Module):
         # what Flux keeps as one linear map of both results side by side; apart, they need not be copied together
         self.out = nn.Linear(shape.width, shape.width)
         self.mlp_out = nn.Linear(shape.hidden, shape.width, bias=False)
+        bound = (shape.width + shape.hidden) ** -0.5  # they start as that one map would
+        for parameter in (self.out.weight, self.out.bias, self.mlp_out.weight):
+            nn.init.uniform_(parameter, -bound, bound)
         self.audio = AudioCrossAttention(shape.width, shape.num_heads) if audio_cross_attention else None
 
     def forward(

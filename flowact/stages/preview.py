@@ -44,8 +44,8 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
     return Pipeline(
         stage.denoiser,
         load_autoencoder(conditions["autoencoder_path"]).to(stage.device),
-        instantiate(conditions["encoders"]["text"], "conditioning"),
-        instantiate(conditions["encoders"]["audio"], "conditioning"),
+        instantiate(conditions["encoders"]["text"], "conditioning").to(stage.device),
+        instantiate(conditions["encoders"]["audio"], "conditioning").to(stage.device),
         stage.memory,
         Staircase(STREAM_CHUNKS, shift=trained_shift(arguments)),
         stage.chunk_frames,
