@@ -104,6 +104,8 @@ def _hardware() -> Iterator[Finding]:
     import psutil
     import torch
 
+    from flowact.machine import computes_bfloat16
+
     yield Finding("cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
     memory = psutil.virtual_memory().available
     need = f"free {MIN_MEMORY // GIBIBYTE} GiB of memory"
@@ -111,6 +113,9 @@ def _hardware() -> Iterator[Finding]:
     disk = shutil.disk_usage(".").free
     need = f"free {MIN_DISK // GIBIBYTE} GiB on the disk of this folder"
     yield Finding("disk", "ok" if disk >= MIN_DISK else "missing", f"{disk / GIBIBYTE:.1f} GiB free", "" if disk >= MIN_DISK else need)
+    native = computes_bfloat16("cpu")
+    slow = "this CPU does not compute it; the quickstart and streams use float32, about as fast as ever"
+    yield Finding("bfloat16", "ok" if native else "optional", "computed by this CPU" if native else slow)
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -26,6 +26,12 @@ def test_what_this_machine_has_is_found():
     assert status(found, "python").status == "ok"
 
 
+@pytest.mark.parametrize(("native", "expected"), [(True, "ok"), (False, "optional")])
+def test_a_cpu_without_bfloat16_is_named_and_is_no_obstacle(native, expected, monkeypatch):
+    monkeypatch.setattr("flowact.machine.computes_bfloat16", lambda device="cpu": native)
+    assert status(doctor.findings(), "bfloat16").status == expected
+
+
 def test_a_missing_compiler_is_no_obstacle_and_the_fix_is_given(monkeypatch, capsys):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "g++" else which(name))

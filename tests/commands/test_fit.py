@@ -56,6 +56,13 @@ def test_a_constructor_that_refuses_is_one_line(fit, capsys, override):
     assert capsys.readouterr().err.splitlines()[-1].endswith("toy.yaml: width -1.0 is not positive")
 
 
+@pytest.mark.parametrize(("precision", "native", "warned"), [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)])
+def test_bfloat16_on_a_cpu_that_does_not_compute_it_is_warned_of(toy, monkeypatch, capsys, precision, native, warned):
+    monkeypatch.setattr("flowact.commands.build.computes_bfloat16", lambda: native)
+    build(load_recipe(toy / "toy.yaml", [f"trainer.precision={precision}", "trainer.accelerator=cpu"]))
+    assert ("does not compute bfloat16" in capsys.readouterr().err) == warned
+
+
 def test_builds_are_reproducible_by_seed(toy):
     def first_weight(*overrides: str) -> float:
         return build(load_recipe(toy / "toy.yaml", [NO_EARLY, *overrides]), quiet=True).stage.linear.weight[0, 0].item()

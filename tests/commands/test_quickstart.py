@@ -45,6 +45,14 @@ def test_settings_that_cannot_work_are_refused_at_once(settings: Settings, messa
         check(settings, tmp_path / "new" / "run")
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_machine_decides_the_number_type(native: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowact.machine.computes_bfloat16", lambda device="cpu": native)
+    steps = {step.name: step.argv for step in plan(tmp_path, Settings())}
+    assert precision in steps["encode"]
+    assert ("trainer.precision=32-true" in steps["pretraining"]) != native
+
+
 def test_a_full_disk_is_seen_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "NEEDED_BYTES", 1 << 60)
     with pytest.raises(UserError, match="GiB free"):
