@@ -92,7 +92,7 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
         raise UserError(f"{recipe.path}: {one_line(str(error))}") from error
     cli.model.recipe = recipe.config
     if isinstance(cli.trainer.accelerator, CPUAccelerator) and str(cli.trainer.precision).startswith("bf16") and not computes_bfloat16():
-        print("flowact: warning: this CPU does not compute bfloat16; with trainer.precision=32-true it trains some ten times as fast", file=sys.stderr)
+        print("flowact: warning: this CPU does not compute bfloat16; trainer.precision=32-true is some ten times as fast", file=sys.stderr)
     return Run(recipe, cli.trainer, cli.model, cli.datamodule)
 
 
