@@ -24,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is 0 when training ends by itself."""
     recipe = load_recipe(args.config, args.overrides, args.trust)
+    from flowact.checkpoints import read_json
     from flowact.commands.build import build, engine_of  # imports torch and lightning: after the recipe is known to be readable
 
     engine = engine_of(args.resume, recipe, allow_changes=args.allow_changes) if args.resume else None
     built = build(recipe, quiet=args.quiet)
-    if engine is None and recipe.config.get("init_from"):
+    if engine is not None:
+        built.stage.ancestors = list(read_json(engine.parent / "lineage.json").get("ancestors", []))
+    elif recipe.config.get("init_from"):
         built.stage.initialise_from(recipe.config["init_from"])
     return _fit(built, str(engine) if engine else None)
 

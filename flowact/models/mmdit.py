@@ -27,7 +27,7 @@ TOWERS = {"branch": ("text", "audio", "visual"), "joint": ("condition", "conditi
 
 
 class MMDiT(WindowDenoiser):
-    """See the module's docstring.
+    """Text, audio and visual tokens with weights of their own and one attention, a noise level per latent frame (see the module).
 
     Args:
         latent_channels: C of the latents.
@@ -147,8 +147,8 @@ class MMDiT(WindowDenoiser):
         geometry = replace(self.geometry(window), keep=keep)
         memory = None if window.memory is None else zip(window.memory.keys, window.memory.values, strict=True)
         vectors = geometry.vectors(vector_BFD, len(streams))
-        streams, kept = run_blocks(self.blocks, streams, vectors, geometry, memory, audio_BGLD if crosses else None, self.checkpointing)
-        return streams[-1], kept, geometry
+        done, kept = run_blocks(self.blocks, streams, vectors, geometry, memory, audio_BGLD if crosses else None, self.checkpointing)
+        return done[-1], kept, geometry
 
     def velocity(self, visual_BFLD: Tensor, vector_BFD: Tensor, latents_BFCHW: Tensor, sigma_BF: Tensor) -> Tensor:
         """See `WindowDenoiser.velocity`."""

@@ -98,7 +98,7 @@ def checkpoint(toy, tmp_path):
             weights=weights,
             ema=None,
             recipe=recipe,
-            lineage={"stage": "toy", "step": 2},
+            lineage={"stage": "toy", "step": 2, "ancestors": [{"stage": "first"}]},
             autoencoder_folder=None,
             engine_saver=engine,
         )
@@ -136,6 +136,13 @@ def test_fit_continues_a_run(fit, checkpoint, toy, tmp_path):
     folder = checkpoint(engine=save)
     assert fit("--resume", str(folder), "trainer.max_steps=5") == (0, "5 4 4")
     assert fit("--resume", str(folder), "model.init_args.mode=b")[0] == 2
+
+
+def test_a_continued_run_keeps_its_ancestors(fit, checkpoint, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fit_command, "_fit", lambda built, engine: seen.append(built.stage.ancestors) or 0)
+    assert fit("--resume", str(checkpoint()))[0] == 0
+    assert seen == [[{"stage": "first"}]]
 
 
 def test_validate_prints_metrics(toy, capsys):
