@@ -142,7 +142,7 @@ class Checkpoint:
         raise UserError(
             f"{self.path} holds a LoRA on the weights of stage {wanted['stage']}, step {wanted['step']} (sha256 {wanted['weights_sha256'][:12]}...). "
             f"These are not in {places[0]}, {there}{beside}. Put the folder, or a link to it, beside {self.path}; "
-            f"or merge the two once: flowact export {self.path} --base FOLDER --format merged --out FOLDER"
+            f"or merge the two once: flowact export {self.path} --base FOLDER --merge --out FOLDER"
         )
 
     @property

@@ -19,6 +19,8 @@ from flowact.errors import UserError, did_you_mean
 
 DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 COMFYUI_PREFIX = "diffusion_model."
+#: the file of a checkpoint that holds a LoRA
+LORA_WEIGHTS = "adapter.safetensors"
 
 Others = Literal["refuse", "keep", "drop"]
 """What extraction does with tensors that differ and are not weights of linear layers."""
@@ -62,19 +64,28 @@ def split(state: Mapping[str, Tensor]) -> tuple[dict[str, LowRank], dict[str, Te
     Raises:
         UserError: listing every layer of which a part is missing or whose parts do not fit each other.
     """
-    modules = sorted({name.removesuffix(end) for name in state for end in (DOWN, UP) if name.endswith(end)})
-    problems = [f"missing: {module}{end}" for module in modules for end in (DOWN, UP, ALPHA) if module + end not in state]
-    if not problems:
-        shapes = {module: (tuple(state[module + UP].shape), tuple(state[module + DOWN].shape)) for module in modules}
-        problems = [f"shapes of {m}: B {b} and A {a} have no common rank" for m, (b, a) in shapes.items() if len(a) != 2 or b[1:] != a[:1]]
-    _refuse(problems, "a LoRA is incomplete")
+    _refuse(_incomplete(state), "the LoRA is incomplete")
+    modules = _modules(state)
     pairs = {module: LowRank(state[module + DOWN], state[module + UP], float(state[module + ALPHA])) for module in modules}
     parts = {module + end for module in modules for end in (DOWN, UP, ALPHA)}
     return pairs, {name: tensor for name, tensor in state.items() if name not in parts}
 
 
+def _modules(state: Mapping[str, Tensor]) -> list[str]:
+    return sorted({name.removesuffix(end) for name in state for end in (DOWN, UP) if name.endswith(end)})
+
+
+def _incomplete(state: Mapping[str, Tensor]) -> list[str]:
+    """Parts that are missing; if none is, those that do not fit each other."""
+    modules = _modules(state)
+    if missing := [f"missing: {module}{end}" for module in modules for end in (DOWN, UP, ALPHA) if module + end not in state]:
+        return missing
+    shapes = {module: (tuple(state[module + UP].shape), tuple(state[module + DOWN].shape)) for module in modules}
+    return [f"shapes of {m}: B {b} and A {a} have no common rank" for m, (b, a) in shapes.items() if len(a) != 2 or b[1:] != a[:1]]
+
+
 def merge(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full weights: those of the base with a LoRA's changes, by the base's names and in its types.
+    """Full weights: those of the base with a LoRA's changes, by the base's names. What changes is fp32: bfloat16 would round small changes away.
 
     Raises:
         UserError: listing every layer and tensor that the base does not have, or has in another shape.
@@ -82,7 +93,7 @@ def merge(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, 
     pairs, others = split(state)
     _refuse(_misfits(pairs, others, base), "the LoRA does not fit its base and nothing was merged")
     changed = {f"{module}.weight": base[f"{module}.weight"].float() + pair.delta() for module, pair in pairs.items()}
-    return dict(base) | {name: tensor.to(base[name].dtype) for name, tensor in (changed | others).items()}
+    return dict(base) | changed | others
 
 
 def _misfits(pairs: Mapping[str, LowRank], others: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> list[str]:
@@ -162,25 +173,33 @@ def extract(
     problems = [f"only in {'the base' if name in base else 'the tuned network'}: {name}" for name in sorted(set(base) ^ set(tuned))]
     problems += [f"shape of {n}: {tuple(base[n].shape)} and {tuple(tuned[n].shape)}" for n in base if n in tuned and base[n].shape != tuned[n].shape]
     _refuse(problems, "the two networks are not alike, so their difference is no LoRA")
-    weights = {f"{layer}.weight": layer for layer in layers}
-    differing = [name for name in base if not torch.equal(base[name], tuned[name])]
+    layers = list(layers)
+    weights = {f"{layer}.weight" for layer in layers}
+    differing = {name for name in base if not _equal(base[name], tuned[name])}
     if not differing:
         raise UserError("the two networks have the same weights: there is nothing to extract")
-    further = [name for name in differing if name not in weights]
+    further = [name for name in base if name in differing - weights]
     if further and others == "refuse":
         hint = "Say whether to keep them whole (--others keep) or to leave them as in the base (--others drop)."
         _refuse([f"differs: {name}" for name in further], "tensors that are not weights of linear layers differ, and a LoRA does not hold them", hint)
     state: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
-    for name in differing:
-        if name in weights:
-            pair, errors[weights[name]] = nearest(tuned[name].float() - base[name].float(), rank, device)
-            state |= pair.tensors(weights[name])
+    for layer in layers:
+        name = f"{layer}.weight"
+        if name in differing:
+            pair, errors[layer] = nearest(tuned[name].float() - base[name].float(), rank, device)
+            state |= pair.tensors(layer)
             if progress:
-                progress(weights[name], errors[weights[name]])
-        elif others == "keep":
-            state[name] = tuned[name]
+                progress(layer, errors[layer])
+    if others == "keep":
+        state |= {name: tuned[name] for name in further}
     return Extraction(state, errors, tuple(further) if others == "drop" else ())
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, whatever their types: an imported base is often bfloat16, what was trained is fp32."""
+    common = torch.promote_types(first.dtype, second.dtype)
+    return torch.equal(first.to(common), second.to(common))
 
 
 def nearest(delta: Tensor, rank: int, device: str = "cpu") -> tuple[LowRank, float]:
@@ -189,7 +208,8 @@ def nearest(delta: Tensor, rank: int, device: str = "cpu") -> tuple[LowRank, flo
     rank = min(rank, len(values))
     root = values[:rank].sqrt()
     error = float(values[rank:].norm() / values.norm().clamp(min=1e-30))
-    return LowRank((root[:, None] * right[:rank]).cpu(), (left[:, :rank] * root).cpu(), float(rank)), error
+    down, up = (factor.cpu().contiguous() for factor in (root[:, None] * right[:rank], left[:, :rank] * root))
+    return LowRank(down, up, float(rank)), error
 
 
 # --- ComfyUI ---
@@ -205,7 +225,7 @@ def to_comfyui(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[
     _refuse(_misfits(pairs, others, base), "the LoRA does not fit its base and nothing was written")
     named = {name: tensor for module, pair in pairs.items() for name, tensor in pair.tensors(module).items()}
     named |= {_difference_key(name, base): tensor.float() - base[name].float() for name, tensor in others.items()}
-    return {COMFYUI_PREFIX + name: tensor for name, tensor in named.items()}
+    return {COMFYUI_PREFIX + name: tensor.contiguous() for name, tensor in named.items()}
 
 
 def from_comfyui(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +249,8 @@ def from_comfyui(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> d
             unmatched.append(f"unmatched: {key}.{did_you_mean(name, targets)}")
     for name in [name for name in state if name.endswith(DOWN)]:
         state.setdefault(name.removesuffix(DOWN) + ALPHA, torch.tensor(float(state[name].shape[0])))
-    _refuse(unmatched + _misfits(*split(state), base), "the LoRA does not fit its base and nothing was loaded")
+    problems = _incomplete(state) or _misfits(*split(state), base)
+    _refuse(unmatched + problems, "the LoRA does not fit its base and nothing was loaded")
     return state
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ExponentialMovingAverage(Callback):
-    """Average the trainable parameters of `trained_module()` after every optimizer step.
+    """Average the trainable parameters of `trained_module()` after each of its optimizer steps.
 
     After the t-th averaged step, ema = d ema + (1 - d) weights with d = min(decay, (1 + t) / (10 + t)): the warm-up keeps the
     random initialisation from lingering. Values are fp32; under ZeRO stage 3 every process averages its own share. Validation
@@ -48,7 +48,7 @@ class ExponentialMovingAverage(Callback):
         self._parameters: list[nn.Parameter] = []
         self._averages: list[Tensor] = []
         self._num_updates = 0
-        self._last_step = 0
+        self._last_update = 0
         self._restored = False
         self._validation: Any = None
 
@@ -67,7 +67,7 @@ class ExponentialMovingAverage(Callback):
         named = [(names[name], parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
-        self._last_step = trainer.global_step
+        self._last_update = cast("Stage", pl_module).num_updates
         if self._restored:
             saved = _saved_averages(trainer.ckpt_path, self._names)
             shares = [scatter_values(saved[name], parameter) for name, parameter in named]
@@ -79,11 +79,12 @@ class ExponentialMovingAverage(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._last_step:
-            return  # gradients are still being accumulated
-        self._last_step = trainer.global_step
+        update = cast("Stage", pl_module).num_updates
+        if update == self._last_update:
+            return  # gradients are still being accumulated, or it was another network's turn
+        self._last_update = update
         values = [local_values(parameter) for parameter in self._parameters]
-        if trainer.global_step <= self.start_step:
+        if update <= self.start_step:
             torch._foreach_copy_(self._averages, values)
             return
         if any(value.dtype != torch.float32 for value in values):

@@ -177,9 +177,16 @@ def _matching(patterns: Sequence[str], names: Iterable[str], argument: str, what
     names = list(names)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            families = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}  # one for all blocks
-            raise UserError(f"{argument} of LoRA: {pattern!r} matches no {what} of the network.{did_you_mean(pattern, families)}")
+            raise UserError(f"{argument} of LoRA: {pattern!r} matches no {what} of the network.{did_you_mean(pattern, _families(names))}")
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _families(names: Iterable[str]) -> set[str]:
+    """Patterns that match: names with a star for a block's number, what they begin with, and what is inside them."""
+    whole = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}
+    parts = [name.split(".") for name in whole]
+    begins = {".".join([*part[:end], "*"]) for part in parts for end in range(1, len(part)) if part[end - 1] != "*"}
+    return whole | begins | {f"*.{word}.*" for part in parts for word in part[1:-1] if word != "*"}
 
 
 # --- peft's files ---
@@ -269,7 +276,7 @@ def _whole_modules(network: nn.Module, names: Collection[str]) -> list[str]:
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         what = "peft keeps whole modules, found by how their names end, which these do not fit"
-        raise UserError(f"{what}:{listed}\nWrite another format (--format comfyui or merged).")
+        raise UserError(f"{what}:{listed}\nWrite for ComfyUI instead, or merge.")
     return chosen
 
 

@@ -64,6 +64,10 @@ class TinyStage(LightningModule):
         self.losses: list[float] = []
         self.inputs: list[float] = []
 
+    @property
+    def num_updates(self) -> int:
+        return self.global_step
+
     def trained_module(self) -> nn.Module:
         return self.denoiser
 

@@ -18,6 +18,7 @@ from flowact.checkpoints import check_compatible, load_into, open_checkpoint, wr
 from flowact.cli import main
 from flowact.commands.convert import parse_size
 from flowact.errors import UserError
+from flowact.lora import LORA_WEIGHTS
 from flowact.models import conversion
 from flowact.models.translation import export_state
 from flowact.sampling.pipeline import Pipeline
@@ -203,6 +204,25 @@ def test_an_export_that_reads_back_otherwise_is_not_kept(imported: Path, convert
     monkeypatch.setattr(conversion, "write_folder", flip)
     assert "visual_in.bias is read back as something else" in convert(imported, "--out", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imported", "theirs"]
+
+
+def test_a_lora_is_exported_as_its_merged_weights(imported: Path, convert: Callable[..., Any], tmp_path: Path) -> None:
+    base = open_checkpoint(imported)
+    generator = torch.Generator().manual_seed(1)
+    up, down = torch.randn(36, 2, generator=generator), torch.randn(2, 12, generator=generator)
+    layer = "blocks.1.qkv"
+    state = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down, f"{layer}.alpha": torch.tensor(1.0), "visual_in.bias": torch.ones(12)}
+    write_checkpoint(
+        tmp_path / "lora", weights=state, ema=None, recipe=base.recipe, lineage={"stage": "pretraining", "step": 1, "base": base.identity},
+        autoencoder_folder=None, engine_saver=None, weights_name=LORA_WEIGHTS,
+    )  # fmt: skip
+    assert convert(tmp_path / "lora", "--out", tmp_path / "theirs-again")["matched"] == 35
+    convert(tmp_path / "theirs-again", "--out", tmp_path / "again", "--set", "audio_width=5")
+    again, before = open_checkpoint(tmp_path / "again").weights(), base.weights()
+    torch.testing.assert_close(again[f"{layer}.weight"], before[f"{layer}.weight"].float() + 0.5 * up @ down, atol=1e-6, rtol=1e-6)
+    assert torch.equal(again["visual_in.bias"], torch.ones(12))
+    changed = {f"{layer}.weight", "visual_in.bias"}
+    assert {name for name, value in before.items() if not torch.equal(value.float(), again[name].float())} == changed
 
 
 # --- refusals

@@ -191,8 +191,9 @@ def test_a_copy_made_before_stays_plain():
     ("arguments", "words"),
     [
         ({"targets": ["block.*.qkv"]}, r"targets of LoRA: 'block.\*.qkv' matches no linear layer of the network. Did you mean blocks.\*.qkv"),
+        ({"targets": ["block.*"]}, r"'block.\*' matches no linear layer of the network. Did you mean blocks.\*"),
         ({"targets": ["blocks.*.qkv", "blocks.*.norm"]}, r"'blocks.\*.norm' matches no linear layer.* Did you mean blocks.\*"),
-        ({"exclude": ["heads"]}, "exclude of LoRA: 'heads' matches no linear layer of the network. Known: blocks"),
+        ({"exclude": ["heads"]}, "exclude of LoRA: 'heads' matches no linear layer of the network. Known: "),
         ({"train_also": ["embd.*"]}, r"train_also of LoRA: 'embd.\*' matches no parameter.* Did you mean embed"),
         ({"targets": ["out"], "exclude": ["*"]}, "leaves none of the layers"),
         ({"targets": ["blocks.*"], "train_also": ["blocks.1.*"]}, r"add these layers to exclude:\n  blocks.1.qkv.weight\n  blocks.1.out.weight"),

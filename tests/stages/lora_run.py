@@ -28,8 +28,6 @@ SPEC = {
     },
 }  # fmt: skip
 STEPS, STOP = 4, 2
-#: a parameter that is trained whole, and the layer that it belongs to
-WHOLE = "out.weight"
 
 
 def lora(**options: Any) -> LoRA:
@@ -51,7 +49,9 @@ def new_stage(parent: Path | None, cls: type[DenoiserStage] = ChunkwiseDiffusion
     return stage
 
 
-def fit(stage: DenoiserStage, folder: Path, max_steps: int = STEPS, *, resume: bool = False, callbacks: tuple[pl.Callback, ...] = (), **options: Any) -> None:
+def fit(
+    stage: DenoiserStage, folder: Path, max_steps: int = STEPS, *, resume: bool = False, callbacks: tuple[pl.Callback, ...] = (), **options: Any
+) -> None:
     """Train to `max_steps`, anew or from the checkpoint in `folder`, as `flowact fit` does."""
     pl.seed_everything(7, workers=True, verbose=False)
     if not resume and stage.recipe["init_from"]:
