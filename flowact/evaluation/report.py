@@ -31,13 +31,14 @@ from flowact.types import STATES
 #: a video up to this size travels inside the page, a larger one is linked
 INLINE_BYTES = 8 * 1024 * 1024
 VIDEO_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}
-STAGE_ORDER = ("pretraining", "diffusion_forcing", "audio_motion", "self_forcing", "distillation")
+STAGE_ORDER = ("pretraining", "diffusion_forcing", "audio_motion", "self_forcing", "distillation", "distribution_matching")
 STAGE_STORIES = {
     "pretraining": "learns to make whole windows of video at once; it cannot stream yet",
     "diffusion_forcing": "learns to go on from what it has made, chunk after chunk",
     "audio_motion": "learns to follow the sound with mouth and body",
     "self_forcing": "practises on its own output, so that small mistakes do not grow",
     "distillation": "learns to do in few evaluations what took many",
+    "distribution_matching": "is corrected on what it makes, by a teacher that judges the whole clip",
 }
 
 TRUTHS = {

@@ -23,6 +23,8 @@ class Denoiser(nn.Module, ABC):
     audio_per_latent: int | None = None
     #: whether `encode_memory` works
     reuses_memory: bool = False
+    #: whether `ConditionTokens.guidance_BG` has an effect, or can learn to have one
+    takes_guidance: bool = False
 
     @abstractmethod
     def forward(

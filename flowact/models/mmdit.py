@@ -112,6 +112,7 @@ class MMDiT(WindowDenoiser):
         self.level_in = two_layers(256, width)
         self.pooled_text_in = two_layers(text_width, width)
         self.pooled_audio_in = two_layers(audio_per_latent * audio_width, width)
+        self.takes_guidance = guidance_embedding
         self.guidance_in = nn.ModuleList(zero_last(two_layers(256, width)) for _ in GUIDED) if guidance_embedding else None
         self.kind = nn.Embedding(len(KINDS), width)
         nn.init.normal_(self.kind.weight, std=0.02)

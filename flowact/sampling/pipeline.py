@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ class Pipeline:
         state_captions: captions of each behaviour state in the words of the training set.
         autocast: compute in bfloat16; None does where that is no slower.
         visibility: who may attend to whom, as in training.
+        scales: guidance scales (text, audio) for a denoiser that takes them as inputs; see `WindowEngine`.
+        solver: see `WindowEngine`.
     """
 
     denoiser: Denoiser
@@ -84,6 +86,8 @@ class Pipeline:
     state_captions: Mapping[str, list[str]] = field(default_factory=dict)
     autocast: bool | None = None
     visibility: Visibility = Visibility()
+    scales: tuple[float, float] | None = None
+    solver: Literal["euler", "renoise"] = "euler"
 
     @classmethod
     def from_checkpoint(
@@ -91,7 +95,7 @@ class Pipeline:
         folder: str | Path,
         device: str = "cpu",
         micro_steps: int = 1,
-        guidance: float = 1.0,
+        guidance: float | tuple[float, float] = 1.0,
         shift: float | None = None,
     ) -> Pipeline:
         """Build from a checkpoint folder; a recipe in it may only name registered components.
@@ -100,11 +104,11 @@ class Pipeline:
             folder: checkpoint folder.
             device: where to compute.
             micro_steps: M; 1 is three evaluations per chunk for W = 3.
-            guidance: classifier-free guidance scale.
+            guidance: classifier-free guidance scale; for a model that takes scales as inputs also one each for (text, audio).
             shift: of the staircase; the default is what the stage was trained with, else 1.
 
         Raises:
-            UserError: damaged or incomplete checkpoint.
+            UserError: damaged or incomplete checkpoint, or guidance that the model was not trained for.
         """
         if micro_steps < 1:
             raise UserError(f"{micro_steps} evaluations per stair: at least 1 is needed, and more for a model that is not distilled")
@@ -113,6 +117,7 @@ class Pipeline:
         lineage = checkpoint.lineage
         if lineage.get("stage") == IMPORTED:
             raise UserError(f"{folder} holds imported weights alone, without autoencoder and encoders; train a stage with init_from: {folder} first")
+        guidance_scale, scales = asked_guidance(guidance, lineage)
         denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
         load_into(denoiser, checkpoint.weights(ema=True))
         bank_spec = arguments.get("memory") or {"class_path": lineage.get("memory", "StructuredMemory")}
@@ -126,9 +131,11 @@ class Pipeline:
             Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps, shift=trained_shift(arguments) if shift is None else shift),
             int(lineage["chunk_frames"]),
             tuple(lineage["latent_shape"][1:]),
-            guidance,
+            guidance_scale,
             *character_captions(lineage.get("character")),
             visibility=trained_visibility(arguments),
+            scales=scales,
+            solver=lineage.get("solver", "euler"),
         )
 
     @property
@@ -149,7 +156,9 @@ class Pipeline:
     @property
     def engine(self) -> WindowEngine:
         """The window engine of this pipeline."""
-        return WindowEngine(self.denoiser, self.bank, self.staircase, Guidance(self.guidance), visibility=self.visibility)
+        return WindowEngine(
+            self.denoiser, self.bank, self.staircase, Guidance(self.guidance), self.solver, visibility=self.visibility, scales=self.scales
+        )
 
     @torch.no_grad()
     def session(self, references: Sequence[Tensor], seed: int = 0) -> StreamSession:
@@ -258,6 +267,28 @@ def trained_shift(arguments: Mapping[str, Any]) -> float:
     """The shift of the noise levels that a stage with these recipe arguments trains on."""
     levels = arguments.get("levels") or {}
     return float(arguments.get("shift") or (levels.get("init_args") or {}).get("shift") or 1.0)
+
+
+def asked_guidance(guidance: float | tuple[float, float], lineage: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """The scale by which a stream extrapolates, and the scales (text, audio) that the model gets as inputs, or None.
+
+    Args:
+        guidance: one scale for both conditions, or one each for (text, audio).
+        lineage: of the checkpoint; one that takes scales as inputs states their `guidance_ranges`.
+
+    Raises:
+        UserError: scales outside these ranges, or two scales for a model that takes none.
+    """
+    ranges = lineage.get("guidance_ranges")
+    if ranges is None:
+        if isinstance(guidance, tuple):
+            raise UserError(f"guidance {guidance}: this model takes no scales as inputs, so there is one scale for all conditions; give one number")
+        return guidance, None
+    scales = guidance if isinstance(guidance, tuple) else (guidance, guidance)
+    for (condition, (low, high)), scale in zip(ranges.items(), scales, strict=True):
+        if not low <= scale <= high:
+            raise UserError(f"guidance {scale:g} for {condition}: the model was distilled for scales from {low:g} to {high:g}; choose one of these")
+    return 1.0, scales
 
 
 def trained_visibility(arguments: Mapping[str, Any]) -> Visibility:

@@ -70,6 +70,7 @@ def predict_velocity(
     visibility: Visibility = Visibility(),
     guidance: Guidance | None = None,
     drop: tuple[Tensor, Tensor] | None = None,
+    scales_BG: Tensor | None = None,
     features: tuple[MemoryFeatures, MemoryFeatures | None] | None = None,
 ) -> Tensor:
     """Velocity [B, stream frames, C, H, W] of chunks at noise levels sigma_BK in front of a clean memory.
@@ -82,18 +83,24 @@ def predict_velocity(
         visibility: who may attend to whom.
         guidance: classifier-free guidance; None is none.
         drop: boolean masks (text_B, audio_B) of samples that lose a condition.
+        scales_BG: guidance scales (text, audio) that a model distilled with them takes as inputs; they cost no evaluation. None asks for none.
         features: features of the same memory, and those without conditions if there is guidance; None computes memory with the stream.
+
+    Raises:
+        ValueError: scales for a denoiser that takes none.
     """
+    if scales_BG is not None and not denoiser.takes_guidance:
+        raise ValueError(f"{type(denoiser).__name__} takes no guidance scales as inputs; use one with a guidance embedding, or Guidance")
     latents, audio, text = concatenate_chunks(stream)
     layout = window_layout(memory, [chunk.num_frames for chunk in stream], visibility)
     frames = torch.tensor([chunk.num_frames for chunk in stream], device=latents.device)
     # levels stay in float32: bfloat16 latents would round neighbouring levels to one
     sigma = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1)
-    conditions = ConditionTokens(text, audio)
+    conditions = ConditionTokens(text, audio, scales_BG)
     if features is None:
         sigma = torch.cat([sigma.new_zeros(memory.latents_BFCHW.shape[:2]), sigma], dim=1)
         latents = torch.cat([memory.latents_BFCHW, latents], dim=1)
-        conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1))
+        conditions = ConditionTokens(torch.cat([memory.text_BSLD, text], dim=1), torch.cat([memory.audio_BFAD, audio], dim=1), scales_BG)
     if drop is not None:
         conditions = conditions.drop(text_B=drop[0], audio_B=drop[1])
     kept: list[dict[str, Any]] = [{}, {}] if features is None else [{"memory": made} for made in features]
@@ -123,6 +130,7 @@ class WindowEngine:
         visibility: who may attend to whom; that of training.
         reuse_memory: compute memory's features once per step, and once in an entry's life where entries are isolated, instead of once per evaluation.
             Changes nothing but the time. Without effect for denoisers that cannot.
+        scales: guidance scales (text, audio) for a denoiser that takes them as inputs; None for one that does not.
     """
 
     denoiser: Denoiser
@@ -132,6 +140,7 @@ class WindowEngine:
     solver: Literal["euler", "renoise"] = "euler"
     visibility: Visibility = Visibility()
     reuse_memory: bool = True
+    scales: tuple[float, float] | None = None
 
     @property
     def reuse_pays(self) -> bool:
@@ -180,12 +189,20 @@ class WindowEngine:
         memory = self.bank.read(state.memory)
         batch = entering.latents_BFCHW.shape[0]
         guided = self.guidance.scale != 1.0
+        scales_BG = None if self.scales is None else torch.tensor(self.scales, device=entering.latents_BFCHW.device).expand(batch, -1)
         kept = KeptFeatures.of(self.denoiser, memory, self.visibility, guided, state.features) if self.reuse_pays else KeptFeatures()
         features = kept.joined() if self.reuse_pays else None
         for micro_step in range(self.staircase.micro_steps):
             now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
             velocity = predict_velocity(
-                self.denoiser, memory, stream, now_K.expand(batch, -1), visibility=self.visibility, guidance=self.guidance, features=features
+                self.denoiser,
+                memory,
+                stream,
+                now_K.expand(batch, -1),
+                visibility=self.visibility,
+                guidance=self.guidance,
+                scales_BG=scales_BG,
+                features=features,
             )
             stream = [
                 replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))

@@ -29,3 +29,28 @@ class LogitNormalLevel(NoiseScheduler):
     def sample(self, batch: int, num_chunks: int, generator: torch.Generator | None = None) -> Tensor:
         """See `NoiseScheduler.sample`."""
         return self.draw((batch, 1), generator).expand(-1, num_chunks)
+
+
+class UniformLevel(NoiseScheduler):
+    """sigma = shift(U[low, high]), the same for all chunks of a sample (the levels of distribution matching).
+
+    Args:
+        low: least level before the shift.
+        high: largest level before the shift.
+        shift: resolution shift.
+
+    Raises:
+        ValueError: not 0 <= low < high <= 1.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0, shift: float = 1.0) -> None:
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(f"uniform levels lie between low and high with 0 <= low < high <= 1, got low {low} and high {high}")
+        self.low = low
+        self.high = high
+        self.shift = shift
+
+    def sample(self, batch: int, num_chunks: int, generator: torch.Generator | None = None) -> Tensor:
+        """See `NoiseScheduler.sample`."""
+        sigma_B1 = self.low + (self.high - self.low) * torch.rand(batch, 1, generator=generator)
+        return shift_levels(sigma_B1, self.shift).expand(-1, num_chunks)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.errors import UserError
+from flowact.lora import LORA_WEIGHTS
 from flowact.memory.base import MemoryBank
 from flowact.memory.structured import reference_chunk
 from flowact.models.adapters import Adapter, FullFinetune
@@ -80,6 +81,8 @@ class Stage(pl.LightningModule):
     name: str
     #: file of the trained weights in a checkpoint folder
     weights_name = "denoiser.safetensors"
+    #: patterns of weights that a stage adds to its parent's: they start as the network was made
+    parent_may_lack: tuple[str, ...] = ()
 
     def __init__(self, optimizer: AdamW | None = None, adapter: Adapter | None = None) -> None:
         super().__init__()
@@ -94,6 +97,11 @@ class Stage(pl.LightningModule):
     @abstractmethod
     def trained_module(self) -> nn.Module:
         """The network whose weights a checkpoint holds."""
+
+    @property
+    def num_updates(self) -> int:
+        """How often the trained network was updated: in every training step, unless the stage trains several networks in turns."""
+        return self.global_step
 
     @abstractmethod
     def lineage(self) -> dict[str, Any]:
@@ -118,7 +126,7 @@ class Stage(pl.LightningModule):
 
         checkpoint = open_checkpoint(Path(path))
         self._parent_lineage, self._parent = checkpoint.lineage, checkpoint.identity
-        load_into(self.trained_module(), checkpoint.weights(ema=True))
+        load_into(self.trained_module(), checkpoint.weights(ema=True), allow_missing=self.parent_may_lack)
         own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}
         self.ancestors = [*checkpoint.lineage.get("ancestors", []), own]
 
@@ -138,7 +146,7 @@ class Stage(pl.LightningModule):
                 )
             self.initialise_from(self.recipe["init_from"])
         self.adapter.attach(self.trained_module())
-        self.weights_name = "adapter.safetensors"
+        self.weights_name = LORA_WEIGHTS
         self._is_adapted = True
 
     def checkpoint_weights(self) -> dict[str, Tensor]:

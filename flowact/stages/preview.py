@@ -13,7 +13,7 @@ from flowact.autoencoders import load_autoencoder
 from flowact.conditioning import prepare_picture
 from flowact.data import decode_sound, open_split
 from flowact.registry import instantiate
-from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, character_captions, trained_shift, trained_visibility
+from flowact.sampling.pipeline import STREAM_CHUNKS, Pipeline, asked_guidance, character_captions, trained_shift, trained_visibility
 from flowact.schedulers.staircase import Staircase
 from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
@@ -41,6 +41,7 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
     arguments = (stage.recipe.get("model") or {}).get("init_args") or {}
     conditions = stage.trainer.datamodule.conditions  # type: ignore[attr-defined]
     rest_caption, state_captions = character_captions(conditions["character"])
+    lineage = stage.lineage()
     return Pipeline(
         stage.denoiser,
         load_autoencoder(conditions["autoencoder_path"]).to(stage.device),
@@ -53,6 +54,8 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
         rest_caption=rest_caption,
         state_captions=state_captions,
         visibility=trained_visibility(arguments),
+        scales=asked_guidance(1.0, lineage)[1],
+        solver=lineage.get("solver", "euler"),
     )
 
 

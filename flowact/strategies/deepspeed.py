@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import copy
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric.plugins.precision.utils import _convert_fp_tensor
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -36,6 +38,26 @@ if TYPE_CHECKING:
 
 _LAYOUT_FILE = "layout.json"
 _LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+class TrainedRole(Protocol):
+    """One of several networks that a module trains.
+
+    Attributes:
+        network: the network, which gets an engine of its own.
+        clip: largest norm of its gradient; None does not clip.
+    """
+
+    network: nn.Module
+    clip: float | None
+
+
+@runtime_checkable
+class TrainsSeveralRoles(Protocol):
+    """A module with manual optimization that trains several networks."""
+
+    def roles(self) -> Mapping[str, TrainedRole]:
+        """The networks by name, in the order of `configure_optimizers`."""
 
 
 class AutocastPrecision(DeepSpeedPrecision):
@@ -70,7 +92,20 @@ class AutocastPrecision(DeepSpeedPrecision):
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Backward pass through the engine. Lightning has already divided the loss by the number of accumulated batches."""
-        super().backward(tensor, model, optimizer, *args, **{"scale_wrt_gas": False, **kwargs})
+        engine = model.trainer.strategy.engine_of(optimizer)
+        if engine is None:
+            super().backward(tensor, model, optimizer, *args, **{"scale_wrt_gas": False, **kwargs})
+        else:
+            engine.backward(tensor, *args, **{"scale_wrt_gas": False, **kwargs})
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:  # type: ignore[override]
+        """Step of the engine that `optimizer` belongs to."""
+        engine = model.trainer.strategy.engine_of(optimizer)
+        if engine is None:
+            return super().optimizer_step(optimizer, model, closure, **kwargs)
+        closure()
+        self._after_closure(model, optimizer)
+        return engine.step(**kwargs)
 
     def forward_context(self) -> AbstractContextManager:
         """Autocast under "bf16-mixed", the precision's default floating type otherwise."""
@@ -88,6 +123,10 @@ class DeepSpeed(DeepSpeedStrategy):
     A process shares the CPU's cores evenly with its neighbours unless OMP_NUM_THREADS is set. Precision is chosen by
     `trainer.precision`, see `AutocastPrecision`; gradients are clipped by norm through `trainer.gradient_clip_val`. Frozen
     parameters are left out of the engine's checkpoint: they come from the recipe.
+
+    A stage that trains several networks has an engine for each (`engines`, by role), with the role's own clipping. One engine with a
+    group of parameters for each would move the network whose turn it is not. Such a stage hands its optimizer to `backward` and
+    `optimizer_step`, which find the engine by it, and calls the engines in the networks' place.
 
     Args:
         stage: ZeRO stage: 0 nothing is partitioned, 1 optimizer states, 2 and gradients, 3 and parameters.
@@ -154,6 +193,7 @@ class DeepSpeed(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         _skip_inference_kernels()
+        self.engines: dict[str, Any] = {}
         # before Lightning's launcher, which sets some of them even for one process
         self._environment_before = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
 
@@ -197,12 +237,14 @@ class DeepSpeed(DeepSpeedStrategy):
         atexit.register(_leave_process_group)
 
     def teardown(self) -> None:
-        engine: Any = self.model
-        if engine is not None and hasattr(engine, "destroy"):
-            engine.destroy()  # its gradient hooks would fire in a later fit of the same module
-            for parameter in engine.module.parameters():
-                if hasattr(parameter, "_hp_mapping"):
-                    del parameter._hp_mapping  # the optimizer that it points to is gone
+        engines: list[Any] = list(self.engines.values()) or [self.model]
+        for engine in engines:
+            if engine is not None and hasattr(engine, "destroy"):
+                engine.destroy()  # its gradient hooks would fire in a later fit of the same module
+                for parameter in engine.module.parameters():
+                    if hasattr(parameter, "_hp_mapping"):
+                        del parameter._hp_mapping  # the optimizer that it points to is gone
+        self.engines = {}
         super().teardown()
         if self.world_size == 1:  # a later Trainer of this process would take these for a launcher's
             for name, value in self._environment_before.items():
@@ -225,7 +267,8 @@ class DeepSpeed(DeepSpeedStrategy):
         if not (folder / _LAYOUT_FILE).is_file():
             raise UserError(f"{folder} holds no complete state of a DeepSpeed engine. Resume from the engine/ folder of a checkpoint.")
         saved = json.loads((folder / _LAYOUT_FILE).read_text(encoding="utf-8"))
-        differing = [f"{key} {saved.get(key)} (now {now})" for key, now in self._layout().items() if saved.get(key) != now]
+        own = self._layout()
+        differing = [f"{key} {saved.get(key)} (now {own.get(key)})" for key in own | saved if saved.get(key) != own.get(key)]
         if differing:
             raise UserError(
                 f"{folder} was written with {', '.join(differing)}. An engine resumes only as it was saved; "
@@ -233,31 +276,70 @@ class DeepSpeed(DeepSpeedStrategy):
             )
         module = self.lightning_module
         assert module is not None
-        _, client_state = self.deepspeed_engine.load_checkpoint(
-            str(folder),
-            tag="checkpoint",
-            load_optimizer_states=module.trainer.state.fn == TrainerFn.FITTING,
-            load_lr_scheduler_states=False,
-            custom_load_fn=_load_trained,
-        )
-        return client_state
+        client_states = [
+            engine.load_checkpoint(
+                str(folder / name),
+                tag="checkpoint",
+                load_optimizer_states=module.trainer.state.fn == TrainerFn.FITTING,
+                load_lr_scheduler_states=False,
+                custom_load_fn=_load_trained,
+            )[1]
+            for name, engine in (self.engines or {"": self.deepspeed_engine}).items()
+        ]
+        return client_states[0]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write the engine's folder; every process calls it."""
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+        """Write the engine's folder, with a folder inside for each role if there are several; every process calls it."""
+        if self.engines:
+            filepath = self.broadcast(filepath)
+            state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+            for name, engine in self.engines.items():
+                engine.save_checkpoint(
+                    str(Path(filepath) / name), client_state=state, tag="checkpoint", exclude_frozen_parameters=self.exclude_frozen_parameters
+                )
+                state = {}  # the trainer's state stands in the first role's folder
+        else:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
         if self.is_global_zero:
             (Path(filepath) / _LAYOUT_FILE).write_text(json.dumps(self._layout()), encoding="utf-8")
 
     def _layout(self) -> dict[str, Any]:
         assert isinstance(self.config, dict)
-        return {"processes": self.world_size, "stage": self.config["zero_optimization"]["stage"], "precision": self.precision_plugin.precision}
+        layout = {"processes": self.world_size, "stage": self.config["zero_optimization"]["stage"], "precision": self.precision_plugin.precision}
+        return layout | ({"roles": list(self.engines)} if self.engines else {})
+
+    def engine_of(self, optimizer: Any) -> Any:
+        """The engine of the role that an optimizer belongs to; None where the whole module has one engine."""
+        if not self.engines:
+            return None
+        return next(engine for engine in self.engines.values() if engine.optimizer is optimizer)
+
+    def _initialize_deepspeed_train(self, model: nn.Module) -> None:
+        if not isinstance(model, TrainsSeveralRoles):
+            super()._initialize_deepspeed_train(model)
+            return
+        assert isinstance(self.config, dict)
+        assert self.lightning_module is not None
+        if "offload_param" not in self.config["zero_optimization"]:
+            model.to(self.root_device)  # engines move their own network only
+        optimizers, schedules = _init_optimizers_and_lr_schedulers(self.lightning_module)
+        wrapped = []
+        for (name, role), optimizer in zip(model.roles().items(), optimizers, strict=True):
+            config = copy.deepcopy(self.config) | {"gradient_clipping": role.clip or 0.0}
+            self.engines[name], own = self._trained_engine(role.network, optimizer, None, config)
+            wrapped.append(own)
+        self._set_deepspeed_activation_checkpointing()
+        self.optimizers, self.lr_scheduler_configs = wrapped, schedules
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: LRScheduler | None = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         """Build the engine of one trainable module."""
         assert isinstance(self.config, dict)
-        config, zero = self.config, self.config["zero_optimization"]
+        return self._trained_engine(model, optimizer, lr_scheduler, self.config)
+
+    def _trained_engine(self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+        zero = config["zero_optimization"]
         alone = self.world_size == 1 and zero["stage"] < 3 and "offload_optimizer" not in zero and self.precision_plugin.precision != "bf16-true"
         if alone:
             config = config | {"zero_optimization": {"stage": 0}}

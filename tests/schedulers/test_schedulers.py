@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowact.schedulers import IndependentLevels, LogitNormalLevel, MixedLevels, Staircase, StaircaseLevels, shift_levels
+from flowact.schedulers import IndependentLevels, LogitNormalLevel, MixedLevels, Staircase, StaircaseLevels, UniformLevel, shift_levels
 from flowact.testing import check_noise_scheduler
 
 shifts = st.floats(0.2, 8.0)
@@ -21,6 +21,7 @@ def seeded(seed=0):
 SCHEDULERS = [
     LogitNormalLevel(),
     LogitNormalLevel(1.0, 0.5, 5.0),
+    UniformLevel(0.02, 0.98, 5.0),
     IndependentLevels(-1.0, 2.0, 3.0),
     StaircaseLevels(),
     StaircaseLevels(5.0, first_step=0.5),
@@ -106,6 +107,22 @@ def test_levels_are_logit_normal_before_the_shift(mean, std, shift):
     logit = torch.logit(shift_levels(sigma.double(), 1 / shift))
     assert abs(float(logit.mean()) - mean) < 0.03
     assert abs(float(logit.std()) - std) < 0.03
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_uniform_levels_are_uniform_before_the_shift(shift):
+    sigma_BK = UniformLevel(0.2, 0.6, shift).sample(8000, 3, seeded())
+    assert torch.equal(sigma_BK, sigma_BK[:, :1].expand(-1, 3))
+    before = shift_levels(sigma_BK[:, 0].double(), 1 / shift)
+    counts = torch.histc(before, 4, 0.2, 0.6)
+    assert counts.sum() == 8000
+    assert (counts / 8000 - 0.25).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 0.5), (0.5, 0.5), (0.2, 1.1)])
+def test_uniform_levels_lie_inside_the_unit_interval(low, high):
+    with pytest.raises(ValueError, match=f"got low {low} and high {high}"):
+        UniformLevel(low, high)
 
 
 def test_staircase_levels_are_the_staircase_moved_by_one_offset_per_sample():

@@ -1,0 +1,96 @@
+"""Devices that a plan can be made for: what their makers state, or what this machine does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from flowact.errors import UserError, did_you_mean
+
+_TERA, _GIB = 1e12, 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device's limits.
+
+    Attributes:
+        name: for people.
+        bf16_flops: dense matrix products in bfloat16, operations a second.
+        fp32_flops: in float32.
+        bytes_per_second: memory traffic; None if unknown.
+        memory_bytes: as torch reports it; None if unknown.
+        is_cpu: computes as CPUs do (see `flowact.budget.accelerator.Accelerator`).
+    """
+
+    name: str
+    bf16_flops: float
+    fp32_flops: float
+    bytes_per_second: float | None = None
+    memory_bytes: int | None = None
+    is_cpu: bool = False
+
+    def flops_per_second(self, dtype: torch.dtype) -> float:
+        """Peak of matrix products in a number type."""
+        return self.fp32_flops if dtype == torch.float32 else self.bf16_flops
+
+    def seconds(self, flops: float, num_bytes: float, dtype: torch.dtype, utilisation: float) -> float:
+        """Time of some work: the longer of its products, at a share of the peak, and of its memory traffic."""
+        traffic = 0.0 if self.bytes_per_second is None else num_bytes / self.bytes_per_second
+        return max(flops / (self.flops_per_second(dtype) * utilisation), traffic)
+
+
+#: from the makers' data sheets, without sparsity; float32 without TF32, which torch leaves off
+DEVICES = {
+    "h100": Device("H100 SXM", 989 * _TERA, 67 * _TERA, 3.35 * _TERA, 79 * _GIB),
+    "h200": Device("H200 SXM", 989 * _TERA, 67 * _TERA, 4.8 * _TERA, 139 * _GIB),
+    "a100": Device("A100 SXM 80 GB", 312 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 79 * _GIB),
+    "rtx4090": Device("RTX 4090", 165 * _TERA, 82.6 * _TERA, 1.01 * _TERA, 23 * _GIB),
+}
+
+
+def find_device(name: str) -> Device:
+    """A device by name; "cpu" is this machine; numbers state TFLOP/s, and if wanted TB/s and GiB, as in "400,2.0,48".
+
+    Raises:
+        UserError: neither.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    if name == "cpu":
+        return this_cpu()
+    try:
+        flops, bandwidth, memory = (*(float(part) for part in name.split(",")), 0.0, 0.0)[:3]
+    except ValueError:
+        flops = bandwidth = memory = -1.0
+    if flops <= 0 or min(bandwidth, memory) < 0 or name.count(",") > 2:
+        hint = did_you_mean(name, [*DEVICES, "cpu"])
+        raise UserError(f"--device {name}: write a name, or the device's TFLOP/s, TB/s and GiB such as 400,2.0,48.{hint}")
+    return Device(f"{flops:g} TFLOP/s", flops * _TERA, flops * _TERA, bandwidth * _TERA or None, int(memory * _GIB) or None)
+
+
+def this_cpu() -> Device:
+    """This machine's CPU, as torch uses it now: its peak is measured with matrix products, which takes a fraction of a second."""
+    size = 1024
+    operations = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        matrix = torch.ones(size, size, dtype=dtype)
+        operations[dtype] = 2 * size**3 / _least_seconds(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
+    numbers = torch.ones(1 << 23)
+    traffic = 2 * numbers.nbytes / _least_seconds(numbers.clone)
+    name = f"this CPU, {torch.get_num_threads()} threads"
+    memory = psutil.virtual_memory().total
+    return Device(name, operations[torch.bfloat16], operations[torch.float32], traffic, memory, is_cpu=True)
+
+
+def _least_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
