@@ -92,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
 
 def guidance_scales(text: str) -> float | tuple[float, float]:
     """One scale, or two with a comma between them: for text and for audio."""
-    scales = [float(part) for part in text.split(",")]
-    if len(scales) > 2 or not all(math.isfinite(scale) for scale in scales):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as TEXT,AUDIO")
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError:
+        scales = []
+    if not 1 <= len(scales) <= 2 or not all(math.isfinite(scale) for scale in scales):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as TEXT,AUDIO, such as 2 or 1,3")
     return scales[0] if len(scales) == 1 else (scales[0], scales[1])
 
 

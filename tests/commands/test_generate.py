@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowact.cli import main
-from flowact.commands.generate import fit_length
+from flowact.commands.generate import fit_length, guidance_scales
 
 
 def call(tmp_path: Path, **replaced: str) -> list[str]:
@@ -35,6 +36,14 @@ def test_bad_input_is_named(replaced: dict[str, str], message: str, tmp_path: Pa
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_guidance_is_one_scale_or_one_for_text_and_one_for_audio() -> None:
+    assert guidance_scales("2") == 2.0
+    assert guidance_scales("1,3.5") == (1.0, 3.5)
+    for text in ("", "high", "1,2,3", "1,", "nan", "inf,1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="TEXT,AUDIO"):
+            guidance_scales(text)
 
 
 def test_fit_length_cuts_and_pads_with_silence() -> None:

@@ -15,6 +15,7 @@ from flowact.conditioning import HashedText, LogMel
 from flowact.errors import UserError
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.models.mmdit import MMDiT
+from flowact.sampling import Guidance
 from flowact.sampling.pipeline import Pipeline, character_captions, to_pixels, trained_shift
 from flowact.schedulers import Staircase
 from flowact.stages.preview import preview_pipeline
@@ -185,18 +186,31 @@ def test_memory_that_no_recipe_names_is_the_stages_own(tmp_path):
 
 def test_previews_stream_as_generating_would(tmp_path):
     arguments = {"denoiser": {"class_path": "MMDiT", "init_args": SHAPE}, "levels": {"class_path": "MixedLevels", "init_args": {"shift": 5.0}}}
-    folder = write(tmp_path / "run", arguments)
+    lineage = {"solver": "renoise"}
+    folder = write(tmp_path / "run", arguments, **lineage)
     built = Pipeline.from_checkpoint(folder)
     encoders = {"text": {"class_path": "HashedText", "init_args": TEXT}, "audio": {"class_path": "LogMel", "init_args": AUDIO}}
     conditions = {"autoencoder_path": str(tmp_path / "ae"), "encoders": encoders, "character": None, "latent_shape": [3, 1, 2]}
     stage = SimpleNamespace(
         trainer=SimpleNamespace(datamodule=SimpleNamespace(conditions=conditions)), denoiser=denoiser(1), device=torch.device("cpu"),
-        memory=StructuredMemory(), chunk_frames=2, recipe={"model": {"init_args": arguments}},
+        memory=StructuredMemory(), chunk_frames=2, recipe={"model": {"init_args": arguments}}, lineage=lambda: lineage,
     )  # fmt: skip
     preview = preview_pipeline(stage)
     assert preview.staircase == built.staircase
     clips = [made.generate([picture()], [sound(10)], [[(0, "hello")]]).frames[0] for made in (built, preview)]
     assert np.array_equal(*clips)
+
+
+def test_solver_and_guidance_are_what_the_stage_was_trained_for(tmp_path):
+    plain = Pipeline.from_checkpoint(write(tmp_path / "plain"), guidance=2.0).engine
+    assert (plain.solver, plain.guidance, plain.scales) == ("euler", Guidance(2.0), None)
+    folder = write(tmp_path / "distilled", solver="renoise", guidance_ranges={"text": [1.0, 3.0], "audio": [1.0, 2.0]})
+    for asked, scales in ((1.0, (1.0, 1.0)), (2.0, (2.0, 2.0)), ((3.0, 1.5), (3.0, 1.5))):
+        engine = Pipeline.from_checkpoint(folder, guidance=asked).engine
+        assert (engine.solver, engine.guidance, engine.scales) == ("renoise", Guidance(1.0), scales)
+        assert engine.evaluations_per_chunk == 3
+    with pytest.raises(UserError, match="guidance 3 for audio"):
+        Pipeline.from_checkpoint(folder, guidance=3.0)
 
 
 def test_a_checkpoint_without_a_denoiser_says_what_it_is(tmp_path):
