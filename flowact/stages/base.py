@@ -120,11 +120,14 @@ class Stage(pl.LightningModule):
         """Take the weights of an earlier stage's checkpoint (its EMA where it has one); every key must match.
 
         Raises:
-            UserError: damaged checkpoint, other keys or shapes, or another latent space, chunk size, frame rate or encoder.
+            UserError: damaged checkpoint, other keys or shapes, or another latent space, chunk size, frame rate or encoder,
+                or one that takes guidance scales.
         """
         from flowact.checkpoints import load_into, open_checkpoint
 
         checkpoint = open_checkpoint(Path(path))
+        if "guidance_ranges" in checkpoint.lineage:
+            raise UserError(f"{path} takes guidance scales as inputs, and no stage asks a parent or teacher for them; set init_from to its parent")
         self._parent_lineage, self._parent = checkpoint.lineage, checkpoint.identity
         load_into(self.trained_module(), checkpoint.weights(ema=True), allow_missing=self.parent_may_lack)
         own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowact.conditioning.dropout import ConditionDropout
-from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import MemoryCorruptor
 from flowact.models.adapters import Adapter
@@ -90,12 +88,6 @@ class CFGDistillation(SelfForcing):
         if not denoiser.takes_guidance:
             raise ValueError(f"{type(denoiser).__name__} as it is set takes no guidance scales; set denoiser.guidance_embedding to true")
         self.ranges = {"text": _range("text", text), "audio": _range("audio", audio)}
-
-    def initialise_from(self, path: str | Path) -> None:
-        """See `SelfForcing.initialise_from`."""
-        super().initialise_from(path)
-        if "guidance_ranges" in (self._parent_lineage or {}):
-            raise UserError(f"{path} takes guidance scales already, so they cannot be distilled from it once more; set init_from to its parent")
 
     def lineage(self) -> dict[str, Any]:
         """See `Stage.lineage`; the ranges tell a stream that, and which, scales are inputs."""

@@ -78,10 +78,11 @@ def test_the_lineage_tells_a_stream_how_to_ask(tmp_path):
     assert "guidance_ranges" not in consistent
 
 
-def test_a_model_that_takes_scales_is_no_teacher_of_scales(tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_takes_scales_is_no_parent(name, tmp_path):
     parent = write_parent(tmp_path / "parent", denoiser(seed=1, guidance_embedding=True), guidance_ranges={"text": [1, 4], "audio": [1, 4]})
-    with pytest.raises(UserError, match="takes guidance scales already"):
-        new_stage("cfg_distillation").initialise_from(parent)
+    with pytest.raises(UserError, match="takes guidance scales as inputs"):
+        new_stage(name).initialise_from(parent)
 
 
 @pytest.mark.parametrize("name", NAMES)
