@@ -26,6 +26,7 @@ VERBS = {
     "list": ("listing", "components that recipes can name, by kind"),
     "describe": ("describe", "arguments, defaults and a YAML example of a component"),
     "check": ("check", "find every mistake in a recipe without building anything"),
+    "plan": ("plan", "what a recipe will cost: parameters, operations, memory, predicted times"),
     "diff": ("diff", "where two recipes or checkpoints differ"),
     "doctor": ("doctor", "whether this machine has what FlowAct needs"),
 }

@@ -116,9 +116,6 @@ class Flops:
     def __add__(self, other: Flops) -> Flops:
         return Flops(self.linear + other.linear, self.attention + other.attention)
 
-    def __mul__(self, factor: float) -> Flops:
-        return Flops(self.linear * factor, self.attention * factor)
-
 
 class Meter(TorchDispatchMode):
     """Counts products by torch's own formulas, and the bytes of numbers that operations allocate, as long as their storage is alive.
@@ -133,6 +130,7 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         flops: so far.
+        operations: so far, without those that only look at a tensor in another way.
         alive: bytes now.
         peak: most bytes so far.
     """
@@ -140,6 +138,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.flops = Flops()
+        self.operations = 0
         self.alive = 0
         self.peak = 0
         self._given = {tensor.untyped_storage()._cdata: tensor for tensor in given}
@@ -149,6 +148,7 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = options or {}
         result = operation(*arguments, **options)
+        self.operations += not operation.is_view
         formula = flop_registry.get(operation.overloadpacket)
         if formula is not None:
             count = formula(*arguments, **options, out_val=result)

@@ -89,12 +89,14 @@ class EvaluationCost:
 
     Attributes:
         flops: computed, for the whole batch.
+        operations: see `Meter`.
         peak_bytes: most bytes alive at a time beside weights and inputs.
         result_bytes: of what it returns.
         plan: order and sizes of the tokens in attention; None for networks that do not attend as ours do.
     """
 
     flops: Flops
+    operations: int
     peak_bytes: int
     result_bytes: int
     plan: AttentionPlan | None
@@ -106,12 +108,14 @@ class TrainingCost:
 
     Attributes:
         flops: computed, with what activation checkpointing computes again, for the whole batch.
+        operations: see `Meter`.
         saved_bytes: kept for the backward pass, each storage once, without copies of weights.
         copied_bytes: copies of weights in another number type that are kept for the backward pass; the same for any batch.
         peak_bytes: most bytes alive at a time beside weights, inputs and gradients of weights.
     """
 
     flops: Flops
+    operations: int
     saved_bytes: int
     copied_bytes: int
     peak_bytes: int
@@ -146,7 +150,7 @@ def evaluation_cost(
             else:
                 result = network.encode_memory(latents, conditions, layout)
     unique = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(result)}
-    return EvaluationCost(meter.flops, meter.peak, sum(unique.values()), plans[0] if plans else None)
+    return EvaluationCost(meter.flops, meter.operations, meter.peak, sum(unique.values()), plans[0] if plans else None)
 
 
 def training_cost(network: Denoiser, sizes: Sizes, layout: WindowLayout, precision: Precision, batch: int = 1, on_cpu: bool = False) -> TrainingCost:
@@ -166,7 +170,7 @@ def training_cost(network: Denoiser, sizes: Sizes, layout: WindowLayout, precisi
             torch.autograd.backward(get_gradient_edge(result.sum()))
     for hook in hooks:
         hook.remove()
-    return TrainingCost(meter.flops, saved - copied, copied, meter.peak)
+    return TrainingCost(meter.flops, meter.operations, saved - copied, copied, meter.peak)
 
 
 def saved_bytes(network: Denoiser, sizes: Sizes, layout: WindowLayout, precision: Precision, batch: int = 1, on_cpu: bool = False) -> int:

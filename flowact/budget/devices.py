@@ -12,6 +12,29 @@ import torch
 from flowact.errors import UserError, did_you_mean
 
 _TERA, _GIB = 1e12, 1 << 30
+#: that an operation takes to start in eager mode, however small it is
+START_SECONDS = 4e-6
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device is to do.
+
+    Attributes:
+        flops: products.
+        num_bytes: memory traffic.
+        operations: to be started.
+    """
+
+    flops: float = 0.0
+    num_bytes: float = 0.0
+    operations: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.num_bytes + other.num_bytes, self.operations + other.operations)
+
+    def __mul__(self, factor: float) -> Work:
+        return Work(self.flops * factor, self.num_bytes * factor, self.operations * factor)
 
 
 @dataclass(frozen=True)
@@ -34,14 +57,19 @@ class Device:
     memory_bytes: int | None = None
     is_cpu: bool = False
 
+    @property
+    def usable_bytes(self) -> float:
+        """What a training may take of the memory; the rest is CUDA's and NCCL's, and lost between blocks. Without limit if unknown."""
+        return float("inf") if self.memory_bytes is None else 0.9 * self.memory_bytes
+
     def flops_per_second(self, dtype: torch.dtype) -> float:
         """Peak of matrix products in a number type."""
         return self.fp32_flops if dtype == torch.float32 else self.bf16_flops
 
-    def seconds(self, flops: float, num_bytes: float, dtype: torch.dtype, utilisation: float) -> float:
-        """Time of some work: the longer of its products, at a share of the peak, and of its memory traffic."""
-        traffic = 0.0 if self.bytes_per_second is None else num_bytes / self.bytes_per_second
-        return max(flops / (self.flops_per_second(dtype) * utilisation), traffic)
+    def seconds(self, work: Work, dtype: torch.dtype, utilisation: float) -> float:
+        """Time of some work: the longest of its products, at a share of the peak, its memory traffic, and starting its operations."""
+        traffic = 0.0 if self.bytes_per_second is None else work.num_bytes / self.bytes_per_second
+        return max(work.flops / (self.flops_per_second(dtype) * utilisation), traffic, work.operations * START_SECONDS)
 
 
 #: from the makers' data sheets, without sparsity; float32 without TF32, which torch leaves off
@@ -75,19 +103,19 @@ def find_device(name: str) -> Device:
 
 def this_cpu() -> Device:
     """This machine's CPU, as torch uses it now: its peak is measured with matrix products, which takes a fraction of a second."""
-    size = 1024
+    size = 512
     operations = {}
     for dtype in (torch.bfloat16, torch.float32):
         matrix = torch.ones(size, size, dtype=dtype)
         operations[dtype] = 2 * size**3 / _least_seconds(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
-    numbers = torch.ones(1 << 23)
+    numbers = torch.ones(1 << 22)
     traffic = 2 * numbers.nbytes / _least_seconds(numbers.clone)
     name = f"this CPU, {torch.get_num_threads()} threads"
     memory = psutil.virtual_memory().total
     return Device(name, operations[torch.bfloat16], operations[torch.float32], traffic, memory, is_cpu=True)
 
 
-def _least_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+def _least_seconds(work: Callable[[], object], repeats: int = 2) -> float:
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -113,20 +113,21 @@ def _strides(
     temporal, spatial, whose = LATENT_SPACES.get(denoiser.latent_channels, (None, None, ""))
     temporal = conditions.get("temporal_stride") or temporal or denoiser.audio_per_latent
     if temporal is None:
-        raise UserError(f"nothing says how many video frames a latent frame of {denoiser.latent_channels} channels stands for; give --strides, such as 4x8")
+        raise UserError(f"nothing says what latent frames of {denoiser.latent_channels} channels stand for; give --strides, such as 4x8")
     if spatial is not None:
-        assumed.append(f"latents of {denoiser.latent_channels} channels are those of {whose}: strides {temporal}x{spatial} (--strides, --autoencoder)")
+        strides = f"strides {temporal}x{spatial} (--strides, --autoencoder)"
+        assumed.append(f"latents of {denoiser.latent_channels} channels are those of {whose}: {strides}")
     return temporal, spatial
 
 
 def _latent(conditions: Mapping[str, Any], denoiser: Denoiser, wishes: Wishes, spatial: int | None, absent: str) -> tuple[int, int, int]:
     if wishes.size is None:
         if not conditions:
-            raise UserError(f"the data could not be read ({absent}); say with --size HEIGHTxWIDTH what size of picture to plan for, such as --size 480x832")
+            raise UserError(f"the data could not be read ({absent}); say what size of picture to plan for, such as --size 480x832 (height, width)")
         channels, height, width = conditions["latent_shape"]
         return channels, height, width
     if spatial is None:
-        raise UserError(f"nothing says how large a cell of {denoiser.latent_channels} latent channels is; give --strides, such as 4x8, or --autoencoder")
+        raise UserError(f"nothing says how many pixels a cell of {denoiser.latent_channels} latent channels has; give --strides, such as 4x8")
     height, width = wishes.size
     if height % spatial or width % spatial:
         nearest = "x".join(str(max(round(side / spatial), 1) * spatial) for side in wishes.size)

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flowact.memory.base import MemoryBank
 from flowact.memory.structured import reference_chunk
 from flowact.models.base import Denoiser
-from flowact.sampling.window import Guidance, WindowEngine, gaussian
-from flowact.schedulers.staircase import Staircase
+from flowact.sampling.window import WindowEngine
 from flowact.stages.base import DenoiserStage
 from flowact.stages.frozen import Frozen
 from flowact.stages.roles import SeveralRoles
-from flowact.types import Batch, Chunk, ConditionTokens, MemoryFeatures, Visibility, WindowLayout
+from flowact.types import Batch, Chunk, ConditionTokens, MemoryFeatures, WindowLayout
 
 #: training steps that are run; they draw what is random in a stage
 STEPS = 16
@@ -73,7 +71,9 @@ class Recorder(Denoiser):
         reuses_memory: likewise.
     """
 
-    def __init__(self, latent_channels: int, text_width: int, audio_width: int, audio_per_latent: int | None = None, reuses_memory: bool = True) -> None:
+    def __init__(
+        self, latent_channels: int, text_width: int, audio_width: int, audio_per_latent: int | None = None, reuses_memory: bool = True
+    ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
         self.text_width = text_width
@@ -101,7 +101,7 @@ class Recorder(Denoiser):
 class _Windows(pl.LightningDataModule):
     """The same window of noise in every step."""
 
-    def __init__(self, stage: DenoiserStage, network: Recorder, audio_per_latent: int, history_frames: int, window_frames: int) -> None:
+    def __init__(self, network: Recorder, audio_per_latent: int, history_frames: int, window_frames: int) -> None:
         super().__init__()
         self.history_frames, self.window_frames = history_frames, window_frames
         latent, text = (network.latent_channels, 2, 2), (1, network.text_width)
@@ -143,12 +143,11 @@ def record_training(stage: DenoiserStage, network: Recorder, audio_per_latent: i
         holder.copy_from(network)
     slowest = max(role.every for role in stage.roles().values()) if isinstance(stage, SeveralRoles) else 1
     steps = slowest * -(-STEPS // slowest)  # every role has its whole turns
-    trainer_options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "max_steps": steps, "max_epochs": -1}
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
+    silent: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     with torch.random.fork_rng(devices=[]), _silence():
         torch.manual_seed(0)
-        trainer = pl.Trainer(**trainer_options, **quiet, limit_val_batches=0, num_sanity_val_steps=0)
-        data = _Windows(stage, network, audio_per_latent, *data_frames)
+        trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, limit_val_batches=0, **silent)
+        data = _Windows(network, audio_per_latent, *data_frames)
         network.calls.clear()
         trainer.fit(stage, datamodule=data)
     names = {id(module): name for name, module in stage.named_children() if isinstance(module, Recorder)}
@@ -156,41 +155,26 @@ def record_training(stage: DenoiserStage, network: Recorder, audio_per_latent: i
     return _averaged(network.calls, names, steps)
 
 
-def record_stream(
-    network: Recorder,
-    bank: MemoryBank[Any],
-    visibility: Visibility,
-    chunk_frames: int,
-    staircase: Staircase,
-    guidance: float,
-    audio_per_latent: int,
-    reuse_memory: bool,
-) -> dict[Evaluation, float]:
+def record_stream(engine: WindowEngine, chunk_frames: int, audio_per_latent: int) -> dict[Evaluation, float]:
     """Evaluations for each chunk that leaves a stream whose memory is full, by running the window engine.
 
     Args:
-        network: the recorder.
-        bank: memory strategy.
-        visibility: as the stage trains with.
+        engine: with a recorder as its denoiser.
         chunk_frames: n.
-        staircase: W and M of the stream.
-        guidance: classifier-free guidance scale; 1 is none.
         audio_per_latent: audio features of a latent frame.
-        reuse_memory: see `WindowEngine`.
     """
-    engine = WindowEngine(network, bank, staircase, Guidance(guidance), visibility=visibility, reuse_memory=reuse_memory)
-
-    def chunk(frames: int) -> Chunk:
-        latents = torch.zeros(1, frames, network.latent_channels, 2, 2)
-        return Chunk(latents, torch.zeros(1, frames, audio_per_latent, network.audio_width), torch.zeros(1, 1, network.text_width))
-
+    network, bank, num_chunks = engine.denoiser, engine.bank, engine.staircase.num_chunks
+    assert isinstance(network, Recorder)
+    latents = torch.zeros(1, chunk_frames, network.latent_channels, 2, 2)
+    audio, text = torch.zeros(1, chunk_frames, audio_per_latent, network.audio_width), torch.zeros(1, 1, network.text_width)
+    chunk = Chunk(latents, audio, text)
+    filling = bank.history_chunks + num_chunks
     with torch.no_grad():
-        one = chunk(chunk_frames)
-        state = engine.start(reference_chunk(one.latents_BFCHW[:, :1], one), [one] * (staircase.num_chunks - 1), torch.Generator().manual_seed(0))
-        for step in range(bank.history_chunks + staircase.num_chunks + STREAMED):
-            if step == bank.history_chunks + staircase.num_chunks:
+        state = engine.start(reference_chunk(latents[:, :1], chunk), [chunk] * (num_chunks - 1))
+        for step in range(filling + STREAMED):
+            if step == filling:
                 network.calls.clear()
-            state, _ = engine.step(state, Chunk(gaussian(one.latents_BFCHW), one.audio_BFAD, one.text_BLD))
+            state, _ = engine.step(state, chunk)
     return _averaged(network.calls, {id(network): "denoiser"}, STREAMED)
 
 

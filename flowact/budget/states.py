@@ -82,6 +82,7 @@ class States:
 
     @property
     def total(self) -> int:
+        """All of it."""
         return self.weights + self.gradients + self.optimizer + self.average + self.frozen + self.buffers
 
 
