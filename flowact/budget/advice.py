@@ -60,10 +60,10 @@ def _zero(plan: Plan) -> Iterator[str]:
     frozen = plan.memory.states.frozen
     if plan.strategy.zero != 3 or plan.strategy.processes == 1:
         return
-    if trains <= GATHERED_PARAMETERS:
+    if 2 * trains <= GATHERED_PARAMETERS:  # the backward pass comes soon enough
         yield (
-            f"ZeRO stage 3 with {trains:,} parameters: DeepSpeed keeps up to a billion of them gathered, so it saves no memory for weights, "
-            "and gathers them in each pass; stage 2 is faster"
+            f"ZeRO stage 3 with {trains:,} parameters: DeepSpeed lets go of none between forward and backward pass, so it saves no memory for "
+            "weights, and gathers them in each step; stage 2 is faster"
         )
     elif any(row.fits and row.states.zero == 2 for row in plan.memory_by_zero):
         yield "ZeRO stage 2 fits too, and does not gather the weights in each pass"

@@ -69,10 +69,17 @@ class Recorder(Denoiser):
         audio_width: likewise.
         audio_per_latent: likewise.
         reuses_memory: likewise.
+        takes_guidance: likewise.
     """
 
     def __init__(
-        self, latent_channels: int, text_width: int, audio_width: int, audio_per_latent: int | None = None, reuses_memory: bool = True
+        self,
+        latent_channels: int,
+        text_width: int,
+        audio_width: int,
+        audio_per_latent: int | None = None,
+        reuses_memory: bool = True,
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -80,6 +87,7 @@ class Recorder(Denoiser):
         self.audio_width = audio_width
         self.audio_per_latent = audio_per_latent
         self.reuses_memory = reuses_memory
+        self.takes_guidance = takes_guidance
         self.scale = nn.Parameter(torch.ones(1))  # something to train
         self.calls = _Ledger()
 

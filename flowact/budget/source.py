@@ -75,7 +75,8 @@ class Source:
 
     def recording_stage(self, denoiser: Denoiser) -> tuple[DenoiserStage, Recorder]:
         """The stage with a recorder in place of the denoiser, and without adapter."""
-        widths = {name: getattr(denoiser, name) for name in ("latent_channels", "text_width", "audio_width", "audio_per_latent", "reuses_memory")}
+        names = ("latent_channels", "text_width", "audio_width", "audio_per_latent", "reuses_memory", "takes_guidance")
+        widths = {name: getattr(denoiser, name) for name in names}
         arguments = {name: value for name, value in self.arguments.items() if name != "adapter"}
         stage = build(self.stage_class, arguments | {"denoiser": {"class_path": _RECORDER, "init_args": widths}})
         return stage, stage.denoiser

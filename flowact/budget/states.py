@@ -16,8 +16,9 @@ from flowact.budget.costs import Precision
 MOMENTS = 8
 MASTER = 4
 AVERAGE = 4
-#: parameters that DeepSpeed keeps gathered under stage 3 before it lets go of them (stage3_max_live_parameters and stage3_prefetch_bucket_size)
-GATHERED_PARAMETERS = 1_050_000_000
+#: most parameters that DeepSpeed keeps gathered under stage 3; it lets go of none that comes again within as many (stage3_max_live_parameters and
+#: stage3_max_reuse_distance)
+GATHERED_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
