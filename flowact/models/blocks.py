@@ -352,7 +352,9 @@ def _save_products() -> Any:
     return create_selective_checkpoint_contexts(_policy)
 
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+#: only products that bring their bias: to a bare product a bias is added in place (by torch for some layouts, and by ZeRO-3's linear), and what
+#: was kept of it would be wrong
+_PRODUCT = torch.ops.aten.addmm.default
 _ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -365,7 +367,7 @@ def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> Ch
     """Keep what is dear to compute and small: attention, and matrix products that do not widen to an MLP's hidden width."""
     if operation in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
-    if operation in _PRODUCTS:
+    if operation is _PRODUCT:
         weight = arguments[-1]
         widens = weight.shape[-1] > 3 * weight.shape[-2]
         return CheckpointPolicy.PREFER_RECOMPUTE if widens else CheckpointPolicy.MUST_SAVE

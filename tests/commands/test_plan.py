@@ -36,7 +36,7 @@ def printed():
 def test_tables_show_every_part(printed):
     text = printed()
     assert text.startswith(f"{RECIPE}: ChunkwiseDiffusionForcing of MMDiT, pictures of 64x64, latent frames of 96x4x4")
-    for title in ("parameters", "tokens of the training", "operations of a forward pass", "kept for the backward pass", "memory of each of 1 devices"):
+    for title in ("parameters", "tokens of the training", "operations of a forward pass", "kept for the backward", "memory of each of 1 devices"):
         assert title in text
     assert "assumed: latents of 96 channels are those of CausalVideoAutoencoder" in text
     assert "344 in all, 140 of memory; 76% of all pairs attend" in text
