@@ -104,7 +104,6 @@ def test_finished_steps_are_not_done_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.timeout(900)  # two processes train every stage; on a CPU without bfloat16 beside other work it takes minutes
 def test_the_whole_road_at_a_small_size(tmp_path: Path) -> None:
     out = tmp_path / "run"
     argv = ["quickstart", "--out", str(out), "--quick", "0.01", "--train-identities", "16", "--val-identities", "3", "--seconds", "12", "--quiet"]
