@@ -51,7 +51,7 @@ class Accelerator(TorchFunctionMode):
         super().__init__()
         self.autocast = autocast
         self.on_cpu = on_cpu
-        self._copies: dict[int, Tensor] = {}
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # the weight too: an object that is gone would give its id to another
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = options or {}
@@ -81,8 +81,8 @@ class Accelerator(TorchFunctionMode):
         if not (value.requires_grad and value.is_leaf):
             return value.to(dtype)
         if id(value) not in self._copies:  # as autocast does: one copy of a weight for the whole region
-            self._copies[id(value)] = value.to(dtype)
-        return self._copies[id(value)]
+            self._copies[id(value)] = value, value.to(dtype)
+        return self._copies[id(value)][1]
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
         aten = torch.ops.aten

@@ -76,6 +76,8 @@ def _speed(plan: Plan) -> Iterator[str]:
     if plan.precision == "32-true" and device.fp32_flops < device.bf16_flops / 2 and not device.is_cpu:
         share = device.bf16_flops / device.fp32_flops
         yield f"trainer.precision 32-true computes at a {share:.0f}th of this device's bfloat16; bf16-mixed keeps weights in float32"
+    if plan.precision != "32-true" and device.bf16_flops < device.fp32_flops:
+        yield f"{device.name} computes bfloat16 at {device.bf16_flops / device.fp32_flops:.0%} of float32's speed; set trainer.precision=32-true"
     if plan.stream.frames_per_second < FRAMES_PER_SECOND:
         yield f"the stream is predicted to reach {plan.stream.frames_per_second:.3g} of the {FRAMES_PER_SECOND} frames a second that it shows"
 

@@ -112,7 +112,7 @@ def _training(plan: Plan) -> Iterable[str]:
 def _stream(plan: Plan) -> Iterable[str]:
     stream = plan.stream
     kept = "kept memory" if stream.reuses_memory else "memory computed with the stream"
-    yield f"the stream on one {plan.device.name}, {stream.evaluations_per_chunk} evaluations a chunk, {kept}"
+    yield f"the stream on 1 x {plan.device.name}, {stream.evaluations_per_chunk} evaluations a chunk, {kept}"
     decoding = "" if stream.decode_flops_per_chunk is None else f" and {flops_text(stream.decode_flops_per_chunk)} to decode it"
     other = f" ({flops_text(stream.flops_per_chunk_without_reuse)} without keeping memory)" if stream.reuses_memory else ""
     yield f"  {flops_text(stream.flops_per_chunk)} a chunk{other}{decoding}; {bytes_text(stream.memory_bytes)} of memory"

@@ -35,7 +35,7 @@ def real_training(model, inputs, autocast):
     return saved - copied, copied, meter.peak, meter.flops
 
 
-@pytest.mark.parametrize(("options", "checkpointing"), product(VARIANTS, CHOICES), ids=str)
+@pytest.mark.parametrize(("options", "checkpointing"), [*product(VARIANTS[:1], CHOICES), *product(VARIANTS[1:], ("none",))], ids=str)
 def test_a_training_in_float32_keeps_exactly_what_is_predicted(options, checkpointing):
     options = options | {"checkpointing": checkpointing}
     saved, copied, peak, flops = real_training(network("cpu", **options), window(), autocast=False)
@@ -57,7 +57,7 @@ def test_a_training_under_autocast_keeps_what_is_predicted(checkpointing):
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA, whose autocast is asked")
-@pytest.mark.parametrize(("options", "checkpointing"), product(VARIANTS, CHOICES), ids=str)
+@pytest.mark.parametrize(("options", "checkpointing"), zip(VARIANTS, (*CHOICES, "none"), strict=True), ids=str)
 def test_autocast_on_the_meta_device_is_that_of_cuda(options, checkpointing):
     from torch._subclasses.fake_tensor import FakeTensorMode  # knows CUDA's rules without a GPU
 
@@ -103,19 +103,19 @@ def test_operations_are_those_of_a_formula_by_hand(causal):
     layout = WindowLayout(segments) if causal else WindowLayout(segments, FULL_VISIBILITY)
     sizes = Sizes((16, 60, 104), (text, 4096), (audio, 512))
     with torch.device("meta"):
-        model = preset("1.3B", **PUBLISHED_INPUTS)
+        model = preset("1.3B", **PUBLISHED_INPUTS, num_double_blocks=2, num_single_blocks=4)
     tokens = [s.num_frames * (visual + audio) + text for s in segments]
     kept, streamed = sum(tokens[i] for i in memory), sum(tokens[i] for i in stream)
     area = kept**2 + streamed * (kept + streamed) if causal else (kept + streamed) ** 2
     cost = evaluation_cost(model, sizes, layout, MIXED)
-    hand = hand_count(1536, 24, kept + streamed, area)
+    hand = hand_count(1536, 6, kept + streamed, area)
     assert cost.flops.attention == hand.attention  # the true area of the rectangles
     assert cost.flops.linear == pytest.approx(hand.linear, rel=0.02)  # the rest is embeddings and modulation
     assert cost.plan.num_tokens == kept + streamed
     if causal:
         reused = evaluation_cost(model, sizes, layout, MIXED, kept=True)
-        assert reused.flops.attention == 4 * 1536 * 24 * streamed * (kept + streamed)
-        assert reused.flops.linear == pytest.approx(hand_count(1536, 24, streamed, 0).linear, rel=0.02)
+        assert reused.flops.attention == 4 * 1536 * 6 * streamed * (kept + streamed)
+        assert reused.flops.linear == pytest.approx(hand_count(1536, 6, streamed, 0).linear, rel=0.02)
         alone = evaluation_cost(model, sizes, layout.memory, MIXED)
         assert alone.flops.attention + reused.flops.attention == cost.flops.attention
 

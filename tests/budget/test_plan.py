@@ -359,6 +359,8 @@ def test_slow_streams_and_float32_are_told(debug):
     assert any("32-true computes at a 15th" in text for text in plan_of(DEBUG).warnings)
     mixed = plan_of(DEBUG, "trainer.precision=bf16-mixed")
     assert mixed.warnings == ()
+    old_cpu = replace(H100, name="this CPU", bf16_flops=H100.fp32_flops / 10, is_cpu=True)
+    assert any("this CPU computes bfloat16 at 10% of float32's speed" in text for text in advise(replace(mixed, device=old_cpu)))
 
 
 # --- as JSON, and the documentation

@@ -48,7 +48,8 @@ class Linear(pl.LightningModule):
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(2, TRUE), (3, TRUE), (3, FLOAT32)], ids=str)
-def test_a_zero_engine_holds_what_is_predicted(stage, precision):
+def test_a_zero_engine_holds_what_is_predicted(stage, precision, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)  # put back after: stage 3 wraps it for the whole process
     held = {}
 
     class Look(pl.Callback):
