@@ -298,7 +298,7 @@ class SingleBlock(nn.Module):
         tokens = geometry.plan.join([modulated_norm(x, p[0], p[1]).flatten(1, 2) for x, p in zip(streams, parts, strict=True)])
         query_key, value = self.shape.split_heads(self.qkv(tokens))
         query, key = self.norm(query_key, geometry.rotation).unbind(2)
-        kept = (self.norm.unrotated_key(query_key), value) if geometry.keep else None
+        kept = (self.norm.unrotated_key(query_key), value.contiguous()) if geometry.keep else None  # not a view that holds queries and keys too
         change = self.out(geometry.mix(query, key, value, memory).flatten(2))
         change = change + after_activation(self.mlp_in(tokens), self.shape.activation, self.mlp_out, geometry.recompute)
         done = [gated(x, p[2], c) for x, p, c in zip(streams, parts, geometry.plan.part(change), strict=True)]

@@ -95,7 +95,7 @@ def predict_velocity(
     layout = window_layout(memory, [chunk.num_frames for chunk in stream], visibility)
     frames = torch.tensor([chunk.num_frames for chunk in stream], device=latents.device)
     # levels stay in float32: bfloat16 latents would round neighbouring levels to one
-    sigma = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1)
+    sigma = sigma_BK.to(latents.device, torch.float32).repeat_interleave(frames, dim=1, output_size=latents.shape[1])
     conditions = ConditionTokens(text, audio, scales_BG)
     if features is None:
         sigma = torch.cat([sigma.new_zeros(memory.latents_BFCHW.shape[:2]), sigma], dim=1)
