@@ -122,8 +122,7 @@ class MMDiT(WindowDenoiser):
         self.out_modulation = Modulation(width, 2)
         self.out = zero_last(nn.Linear(width, latent_channels * patch**2))
         if compile_blocks:
-            for block in self.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+            self.compile_blocks()
 
     @property
     def blocks(self) -> list[nn.Module]:

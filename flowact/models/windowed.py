@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +90,23 @@ class WindowDenoiser(Denoiser):
 
     Attributes:
         reference: the reference picture is a memory segment of its own tokens ("segment"), or is laid beside every frame ("channels").
+        blocks: the transformer blocks, in order.
         clean_copies: memory frames have their own clean copy beside them even where the reference is a segment; stream frames have zeros.
     """
 
     reuses_memory = True
     reference: Reference
+    blocks: Any
     clean_copies: bool = False
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each block by itself at its first use: whole, and for fixed shapes.
+
+        Args:
+            options: of torch.compile.
+        """
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False, **options)
 
     @property
     @abstractmethod

@@ -110,8 +110,7 @@ def test_compiled_blocks_see_a_handful_of_shapes_in_a_stream_of_two_hundred_chun
     """While memory fills up, and sound and prompt change with every chunk: no graph break, and after the start no compilation."""
     torch._dynamo.reset()
     denoiser = learning_denoiser().eval()
-    for block in denoiser.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    denoiser.compile_blocks(backend="aot_eager")
     engine = WindowEngine(denoiser, StructuredMemory(), Staircase(micro_steps=micro_steps), visibility=visibility)
     clean = clean_chunks(203)
     state = engine.start(knowing_chunk(clean[0][:, :1]), [knowing_chunk(x, x) for x in clean[:2]], torch.Generator().manual_seed(0))

@@ -11,23 +11,15 @@ import torch.nn.functional as nnf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowact import testing
 from flowact.models.blocks import AudioCrossAttention
 from flowact.models.embeddings import from_patches, level_code, sine_code, to_patches
 from flowact.models.mmdit import MMDiT
 from flowact.models.windowed import Window
-from flowact.testing import check_denoiser
-from flowact.types import FULL_VISIBILITY, ConditionTokens, MemoryFeatures, Segment, Visibility, WindowLayout
+from flowact.types import FULL_VISIBILITY, ConditionTokens, Visibility, WindowLayout
 
-CHANNELS, SIZE, TOKENS, AUDIO = 3, 4, 2, 4
-MEMORY = (Segment("reference", 1, -9), Segment("long", 1, -4), Segment("short", 1, -1))
-
-
-def layout(chunks=(2, 2), memory=MEMORY, visibility=Visibility()):
-    stream, position = [], 0
-    for length in chunks:
-        stream.append(Segment("stream", length, position))
-        position += length
-    return WindowLayout((*memory, *stream), visibility)
+CHANNELS, TOKENS, AUDIO = 3, 2, 4
+layout = testing.stream_layout
 
 
 def make(**options):
@@ -40,15 +32,13 @@ def make(**options):
     return model.eval()
 
 
-def window(layout, batch=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(batch, layout.num_frames, CHANNELS, SIZE, SIZE, generator=generator)
-    sigma_BK = torch.rand(batch, sum(not s.is_memory for s in layout.segments), generator=generator)
-    lengths = torch.tensor([s.num_frames for s in layout.segments if not s.is_memory])
-    sigma = torch.cat([torch.zeros(batch, layout.num_memory_frames), sigma_BK.repeat_interleave(lengths, 1)], dim=1)
-    text = torch.randn(batch, len(layout.segments), TOKENS, 5, generator=generator)
-    audio = torch.randn(batch, layout.num_frames, AUDIO, 6, generator=generator)
-    return latents, sigma, ConditionTokens(text, audio), layout
+def drawn(layout, **options):
+    return testing.random_window(make(), layout, audio_per_latent=AUDIO, num_tokens=TOKENS, **options)
+
+
+def window(layout, **options):
+    random = drawn(layout, **options)
+    return random.latents_BFCHW, random.sigma_BF, random.conditions, random.layout
 
 
 @contextmanager
@@ -72,62 +62,25 @@ def features(model, latents, sigma, conditions, layout):
     return seen
 
 
-def with_another_stream(latents, sigma, conditions, layout):
-    """The same memory with other latents, levels and conditions in the stream."""
-    frames, segments = layout.num_memory_frames, layout.num_memory_segments
-    latents, sigma, text, audio = latents.clone(), sigma.clone(), conditions.text_BSLD.clone(), conditions.audio_BFAD.clone()
-    latents[:, frames:] += 1.0
-    sigma[:, frames:] = 1 - sigma[:, frames:]
-    text[:, segments:] *= -2
-    audio[:, frames:] += 0.5
-    return latents, sigma, ConditionTokens(text, audio), layout
-
-
 causal_visibilities = st.builds(Visibility, stream=st.sampled_from(["bidirectional", "block_causal"]), memory=st.sampled_from(["full", "isolated"]))
 audio_ways = st.sampled_from(["branch", "joint", "cross"])
 
 
+chunk_lengths = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
+memories = st.integers(1, 3).map(lambda count: testing.MEMORY[-count:])
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), causal_visibilities, st.integers(1, 3), audio_ways, st.integers(0, 3), st.integers(0, 3))
-def test_memory_never_sees_the_stream_at_any_depth(chunks, visibility, num_memory, audio, num_double, num_single):
-    model = make(audio=audio, num_double_blocks=num_double, num_single_blocks=num_single)
-    inputs = window(layout(tuple(chunks), MEMORY[-num_memory:], visibility))
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    assert len(before) == (num_double + num_single) * (2 if audio == "cross" else 3)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+@given(chunk_lengths, causal_visibilities, memories, audio_ways, st.integers(1, 3), st.integers(0, 3))
+def test_memory_never_sees_the_stream_at_any_depth(chunks, visibility, memory, audio, num_double, num_single):
+    model = make(audio=audio, num_double_blocks=num_double, num_single_blocks=num_single, guidance_embedding=True)
+    testing.check_memory_never_sees_the_stream(model, drawn(layout(chunks, memory, visibility)))
 
 
 @settings(max_examples=15, deadline=None)
-@given(
-    st.lists(st.integers(1, 3), min_size=1, max_size=3), causal_visibilities, audio_ways, st.sampled_from(["segment", "channels"]), st.integers(1, 3)
-)
-def test_kept_memory_changes_nothing_but_the_time(chunks, visibility, audio, reference, num_memory):
-    model = make(audio=audio, reference=reference)
-    whole = layout(tuple(chunks), MEMORY[-num_memory:], visibility)
-    latents, sigma, conditions, _ = window(whole)
-    frames, count = whole.num_memory_frames, whole.num_memory_segments
-    before, stream = conditions.part(slice(count), slice(frames)), conditions.part(slice(count, None), slice(frames, None))
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        kept = [model.encode_memory(latents[:, :frames], before, whole.memory)]
-        if visibility.memory == "isolated":  # entries one by one, each at another place than it is used at
-            alone = [WindowLayout((replace(segment, position=5),), visibility) for segment in whole.memory.segments]
-            parts = [before.part(slice(i, i + 1), slice(i, i + 1)) for i in range(count)]
-            entries = [model.encode_memory(latents[:, i : i + 1], part, one) for i, (part, one) in enumerate(zip(parts, alone, strict=True))]
-            kept.append(MemoryFeatures.joined(entries))
-        for memory in kept:
-            torch.testing.assert_close(model(latents[:, frames:], sigma[:, frames:], stream, whole, memory), velocity, atol=1e-5, rtol=1e-4)
-
-
-def test_kept_memory_is_seen():
-    model, whole = make(), layout()
-    latents, sigma, conditions, _ = window(whole)
-    stream = conditions.part(slice(3, None), slice(3, None))
-    with torch.no_grad():
-        kept = model.encode_memory(latents[:, :3], conditions.part(slice(3), slice(3)), whole.memory)
-        louder = MemoryFeatures(kept.keys, tuple(2 * value for value in kept.values))
-        velocities = [model(latents[:, 3:], sigma[:, 3:], stream, whole, memory) for memory in (kept, louder)]
-    assert not torch.allclose(*velocities, atol=1e-3)
+@given(chunk_lengths, causal_visibilities, audio_ways, st.sampled_from(["segment", "channels"]), memories)
+def test_kept_memory_changes_nothing_but_the_time(chunks, visibility, audio, reference, memory):
+    testing.check_kept_memory(make(audio=audio, reference=reference), drawn(layout(chunks, memory, visibility)), 1e-5)
 
 
 def test_memory_is_the_same_in_front_of_a_longer_stream():
@@ -141,9 +94,14 @@ def test_memory_is_the_same_in_front_of_a_longer_stream():
         torch.testing.assert_close(a, b)
 
 
+def other_stream(window):
+    other = window.with_another_stream()
+    return other.latents_BFCHW, other.sigma_BF, other.conditions, other.layout
+
+
 def test_memory_sees_the_stream_with_full_visibility():
-    model, inputs = make(), window(layout(visibility=FULL_VISIBILITY))
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
+    whole = layout(visibility=FULL_VISIBILITY)
+    before, after = features(make(), *window(whole)), features(make(), *other_stream(drawn(whole)))
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -158,8 +116,7 @@ class SharedText(WindowLayout):
 def test_shared_text_would_leak_the_stream_into_memory_after_two_blocks():
     """Why conditions are owned by segments: the mask alone forbids memory -> stream, yet the stream arrives through the shared tokens."""
     shared = SharedText(layout().segments)
-    model, inputs = make(), window(shared)
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
+    before, after = features(make(), *window(shared)), features(make(), *other_stream(drawn(shared)))
     others = 2  # reference and long: what stands before the shared segment
     visual = [(a[:, :others], b[:, :others]) for a, b in zip(before[2::3], after[2::3], strict=True)]
     assert torch.equal(*visual[0])
@@ -169,18 +126,7 @@ def test_shared_text_would_leak_the_stream_into_memory_after_two_blocks():
 
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
 def test_block_causal_outputs_equal_those_of_a_prefix(prediction):
-    model = make(prediction=prediction)
-    causal = Visibility(stream="block_causal")
-    whole = layout((2, 1, 3), visibility=causal)
-    latents, sigma, conditions, _ = window(whole)
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        for kept in (1, 2):
-            prefix = layout((2, 1, 3)[:kept], visibility=causal)
-            frames = prefix.num_frames
-            cut = ConditionTokens(conditions.text_BSLD[:, : len(prefix.segments)], conditions.audio_BFAD[:, :frames])
-            alone = model(latents[:, :frames], sigma[:, :frames], cut, prefix)
-            torch.testing.assert_close(alone, velocity[:, : prefix.num_stream_frames], atol=1e-5, rtol=1e-4)
+    testing.check_prefixes(make(prediction=prediction), drawn(layout((2, 1, 3), visibility=Visibility(stream="block_causal"))))
 
 
 def test_bidirectional_chunks_see_later_chunks():
@@ -210,26 +156,12 @@ def test_a_level_per_frame_is_a_level_of_that_frame_alone():
     torch.testing.assert_close(stream, stream[:, :1].expand_as(stream))
 
 
-@pytest.mark.parametrize("shift", [-7, 100])
-def test_positions_are_relative(shift):
-    model = make()
-    latents, sigma, conditions, whole = window(layout())
-    moved = replace(whole, segments=tuple(replace(s, position=s.position + shift) for s in whole.segments))
-    stretched = replace(whole, segments=tuple(replace(s, position=3 * s.position) for s in whole.segments))
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        torch.testing.assert_close(model(latents, sigma, conditions, moved), velocity, atol=2e-5, rtol=1e-4)
-        assert not torch.allclose(model(latents, sigma, conditions, stretched), velocity, atol=1e-3)
+def test_positions_are_relative():
+    testing.check_positions(make(), drawn(layout()))
 
 
 def test_samples_of_a_batch_may_be_permuted():
-    model = make(absolute_positions=True)
-    latents, sigma, conditions, whole = window(layout(), batch=4)
-    order = torch.tensor([2, 0, 3, 1])
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        permuted = model(latents[order], sigma[order], ConditionTokens(conditions.text_BSLD[order], conditions.audio_BFAD[order]), whole)
-    torch.testing.assert_close(permuted, velocity[order], atol=1e-5, rtol=1e-4)
+    testing.check_batch(make(absolute_positions=True), drawn(layout(), batch=4))
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -251,7 +183,7 @@ def test_patches_round_trip(patch):
     ],
 )  # fmt: skip
 def test_every_variant_keeps_the_laws_of_a_denoiser(options):
-    check_denoiser(make(**options))
+    testing.check_denoiser(make(**options))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
@@ -275,24 +207,20 @@ def test_every_parameter_gets_a_gradient(audio, reference):
     assert not without
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_it_computes_in_bfloat16(training):
-    model = make()
+def test_it_computes_in_bfloat16():
+    testing.check_number_types(make, drawn(layout()))
+
+
+def test_it_computes_where_bfloat16_is_the_default(monkeypatch):
+    """As under Lightning's bf16-true."""
     latents, sigma, conditions, whole = window(layout())
-    with torch.no_grad():
-        expected = model(latents, sigma, conditions, whole)
-    half = make().bfloat16().requires_grad_(training)
+    half = make().bfloat16()
     found = half(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole)
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() / expected.norm() < 0.05
-    torch.set_default_dtype(torch.bfloat16)  # as Lightning's bf16-true does
+    torch.set_default_dtype(torch.bfloat16)
     try:
         assert torch.equal(half(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole), found)
     finally:
         torch.set_default_dtype(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = make().requires_grad_(training)(latents, sigma, conditions, whole)
-    assert (mixed - expected).norm() / expected.norm() < 0.05
 
 
 class AddsBiasInPlace(torch.autograd.Function):
@@ -318,19 +246,9 @@ def in_place_linear(x, weight, bias=None):
 
 
 @pytest.mark.parametrize("linear", [nnf.linear, in_place_linear])
-@pytest.mark.parametrize("checkpointing", ["selective", "full"])
-def test_activation_checkpointing_changes_nothing_but_what_is_kept(checkpointing, linear, monkeypatch):
+def test_activation_checkpointing_changes_nothing_but_what_is_kept(linear, monkeypatch):
     monkeypatch.setattr(nnf, "linear", linear)
-    inputs = window(layout())
-    results = []
-    for choice in ("none", checkpointing):
-        model = make(checkpointing=choice).train()
-        velocity = model(*inputs)
-        velocity.square().sum().backward()
-        results.append((velocity, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)))
-    assert len(results[0]) == len(results[1]) > 10
-    for kept, again in zip(*results, strict=True):
-        torch.testing.assert_close(again, kept, atol=1e-4, rtol=1e-4)
+    testing.check_checkpointing(lambda choice: make(checkpointing=choice), drawn(layout()))
 
 
 def test_guidance_scales_start_without_effect_and_reach_the_stream_only():
@@ -385,25 +303,13 @@ def test_a_reference_beside_every_frame_is_seen_by_the_stream_and_has_no_tokens(
     other[:, 0] += 1
     with torch.no_grad():
         assert not torch.allclose(model(latents, sigma, conditions, whole), model(other, sigma, conditions, whole), atol=1e-3)
-        without = layout(memory=MEMORY[1:])
+        without = layout(memory=testing.MEMORY[1:])
         cut = conditions.part(slice(1, None), slice(1, None))
         assert torch.isfinite(model(latents[:, 1:], sigma[:, 1:], cut, without)).all()
 
 
 def test_blocks_compile_whole_and_once_for_a_stream():
-    """No graph break, and no recompilation while contents, prompts and levels change."""
-    torch._dynamo.reset()
-    model = make(num_double_blocks=2, num_single_blocks=2)
-    compiled = make(num_double_blocks=2, num_single_blocks=2)
-    for block in compiled.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(*window(layout())), model(*window(layout())), atol=1e-5, rtol=1e-4)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            for seed in range(1, 6):
-                inputs = window(layout(), seed=seed)
-                torch.testing.assert_close(compiled(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
-    torch._dynamo.reset()
+    testing.check_compilation(lambda: make(num_double_blocks=2), [drawn(layout(), seed=seed) for seed in range(5)])
 
 
 def test_validation_in_inference_mode_leaves_nothing_behind_that_training_cannot_use():

@@ -10,12 +10,13 @@ import torch.nn.functional as nnf
 from flowact_hunyuan import HunyuanVideo15Denoiser, HunyuanVideoDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import BARE, MEMORY, fresh, layout, make, window
+from tiny import BARE, drawn, fresh, layout, make, window
 
+from flowact import testing
 from flowact.models.embeddings import from_patches, to_patches
 from flowact.models.windowed import Window
-from flowact.testing import check_constructor, check_denoiser
-from flowact.types import ConditionTokens, MemoryFeatures, Visibility, WindowLayout
+from flowact.testing import MEMORY
+from flowact.types import Visibility
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 NAMES = sorted(BARE)
@@ -27,91 +28,26 @@ chunks = st.lists(st.integers(1, 3), min_size=1, max_size=3)
 visibilities = st.builds(Visibility, stream=st.sampled_from(["bidirectional", "block_causal"]), memory=st.sampled_from(["full", "isolated"]))
 
 
-def memory_features(model, latents, sigma, conditions, layout):
-    """Every block's output for the tokens of memory, text and visual."""
-    seen = []
-
-    def keep(module, arguments, output):
-        text, visual = output[0]
-        seen.extend([text[:, : layout.num_memory_segments].clone(), visual[:, : layout.num_memory_frames].clone()])
-
-    handles = [block.register_forward_hook(keep) for block in model.blocks]
-    with torch.no_grad():
-        model(latents, sigma, conditions, layout)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def with_another_stream(latents, sigma, conditions, layout):
-    """The same memory with other latents, levels, captions and sound in the stream, and no scale but others asked for."""
-    frames, segments = layout.num_memory_frames, layout.num_memory_segments
-    latents, sigma, text, audio = latents.clone(), sigma.clone(), conditions.text_BSLD.clone(), conditions.audio_BFAD.clone()
-    latents[:, frames:] += 1.0
-    sigma[:, frames:] = 1 - sigma[:, frames:]
-    text[:, segments:] = text[:, segments:].flip(2) + 0.5
-    audio[:, frames:] += 0.5
-    return latents, sigma, ConditionTokens(text, audio, torch.tensor([[2.0, 3.0]] * len(text))), layout
-
-
 @settings(max_examples=20, deadline=None)
 @given(names, chunks, visibilities, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_memory_never_sees_the_stream_at_any_depth(name, chunks, visibility, num_memory, num_double, num_single):
     depth = {"num_single_blocks": num_single} if name == "video" else {}
     model = make(name, num_double_blocks=num_double, guidance_embedding=True, **depth)
-    inputs = window(layout(tuple(chunks), MEMORY[-num_memory:], visibility))
-    before, after = memory_features(model, *inputs), memory_features(model, *with_another_stream(*inputs))
-    assert len(before) == 2 * len(model.blocks)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    testing.check_memory_never_sees_the_stream(model, drawn(layout(tuple(chunks), MEMORY[-num_memory:], visibility)))
 
 
 @settings(max_examples=20, deadline=None)
 @given(models, chunks, visibilities, st.integers(1, 3))
 def test_kept_memory_changes_nothing_but_the_time(model, chunks, visibility, num_memory):
     name, options = model
-    model = make(name, **options)
-    whole = layout(tuple(chunks), MEMORY[-num_memory:], visibility)
-    latents, sigma, conditions, _ = window(whole)
-    frames, count = whole.num_memory_frames, whole.num_memory_segments
-    before, stream = conditions.part(slice(count), slice(frames)), conditions.part(slice(count, None), slice(frames, None))
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        kept = [model.encode_memory(latents[:, :frames], before, whole.memory)]
-        if visibility.memory == "isolated":  # entries one by one, each at another place than it is used at
-            alone = [WindowLayout((replace(segment, position=5),), visibility) for segment in whole.memory.segments]
-            parts = [before.part(slice(i, i + 1), slice(i, i + 1)) for i in range(count)]
-            entries = [model.encode_memory(latents[:, i : i + 1], part, one) for i, (part, one) in enumerate(zip(parts, alone, strict=True))]
-            kept.append(MemoryFeatures.joined(entries))
-            kept.append(MemoryFeatures.joined(kept[0].split()))
-        for memory in kept:
-            torch.testing.assert_close(model(latents[:, frames:], sigma[:, frames:], stream, whole, memory), velocity, atol=1e-5, rtol=1e-4)
+    testing.check_kept_memory(make(name, **options), drawn(layout(tuple(chunks), MEMORY[-num_memory:], visibility)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_block_causal_outputs_equal_those_of_a_prefix(name):
-    model, causal = make(name), Visibility(stream="block_causal")
-    whole = layout((2, 1, 3), visibility=causal)
-    latents, sigma, conditions, _ = window(whole)
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        for kept in (1, 2):
-            prefix = layout((2, 1, 3)[:kept], visibility=causal)
-            frames = prefix.num_frames
-            alone = model(latents[:, :frames], sigma[:, :frames], conditions.part(slice(len(prefix.segments)), slice(frames)), prefix)
-            torch.testing.assert_close(alone, velocity[:, : prefix.num_stream_frames], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_samples_of_a_batch_may_be_permuted_and_positions_are_relative(name):
-    model = make(name)
-    latents, sigma, conditions, whole = window(layout(), batch=4)
-    order = torch.tensor([2, 0, 3, 1])
-    permuted = ConditionTokens(conditions.text_BSLD[order], conditions.audio_BFAD[order])
-    moved = replace(whole, segments=tuple(replace(s, position=s.position + 50) for s in whole.segments))
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        torch.testing.assert_close(model(latents[order], sigma[order], permuted, whole), velocity[order], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(model(latents, sigma, conditions, moved), velocity, atol=1e-5, rtol=1e-4)
+def test_prefixes_positions_and_samples(name):
+    testing.check_prefixes(make(name), drawn(layout((2, 1, 3), visibility=Visibility(stream="block_causal"))))
+    testing.check_positions(make(name), drawn(layout()))
+    testing.check_batch(make(name), drawn(layout(), batch=4))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,12 +197,12 @@ def test_guidance_scales_are_read_one_by_one(name):
     ],
 )  # fmt: skip
 def test_every_variant_keeps_the_laws_of_a_denoiser(name, options):
-    check_denoiser(make(name, **options))
+    testing.check_denoiser(make(name, **options))
 
 
 @pytest.mark.parametrize("cls", [HunyuanVideoDenoiser, HunyuanVideo15Denoiser])
 def test_constructors_are_documented(cls):
-    check_constructor(cls)
+    testing.check_constructor(cls)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -293,42 +229,18 @@ def test_weights_for_pictures_wait_untrained_where_there_are_none():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("checkpointing", ["selective", "full"])
-def test_activation_checkpointing_changes_nothing_but_what_is_kept(name, checkpointing):
-    results = []
-    for choice in ("none", checkpointing):
-        model = fresh(name, checkpointing=choice).train()
-        velocity = model(*window(layout()))
-        velocity.square().sum().backward()
-        results.append((velocity, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)))
-    for kept, again in zip(*results, strict=True):
-        torch.testing.assert_close(again, kept, atol=1e-4, rtol=1e-4)
+def test_activation_checkpointing_changes_nothing_but_what_is_kept(name):
+    testing.check_checkpointing(lambda choice: fresh(name, checkpointing=choice), drawn(layout()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_in_bfloat16(name):
-    latents, sigma, conditions, whole = window(layout())
-    with torch.no_grad():
-        expected = fresh(name)(latents, sigma, conditions, whole)
-        found = fresh(name).bfloat16()(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole)
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() / expected.norm() < 0.05
+    testing.check_number_types(lambda: fresh(name), drawn(layout()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_compile_whole_and_once_for_a_stream(name):
-    """No graph break, and no recompilation while contents, captions' lengths and levels change."""
-    torch._dynamo.reset()
-    model, compiled = fresh(name), fresh(name)
-    for block in compiled.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(*window(layout())), model(*window(layout())), atol=1e-5, rtol=1e-4)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            for seed in range(1, 4):
-                inputs = window(layout(), seed=seed)
-                torch.testing.assert_close(compiled(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
-    torch._dynamo.reset()
+    testing.check_compilation(lambda: fresh(name), [drawn(layout(), seed=seed) for seed in range(4)])
 
 
 def test_patches_are_those_of_a_convolution():

@@ -7,10 +7,9 @@ from functools import cache
 import torch
 from flowact_hunyuan import HunyuanVideo15Denoiser, HunyuanVideoDenoiser
 
-from flowact.types import ConditionTokens, Segment, Visibility, WindowLayout
+from flowact.testing import random_window, stream_layout
 
 CHANNELS, SIZE, ROWS, TEXT, AUDIO = 3, (4, 6), 5, 12, 6
-MEMORY = (Segment("reference", 1, -9), Segment("long", 1, -4), Segment("short", 1, -1))
 SHAPE = {"width": 32, "num_heads": 2, "num_refiner_blocks": 1, "mlp_ratio": 2.0, "rope_axes": (4, 6, 6), "audio_every": 1}
 
 
@@ -45,23 +44,15 @@ def fresh(name, **options):
 make = cache(fresh)
 
 
-def layout(chunks=(2, 2), memory=MEMORY, visibility=Visibility()):
-    stream, position = [], 0
-    for length in chunks:
-        stream.append(Segment("stream", length, position))
-        position += length
-    return WindowLayout((*memory, *stream), visibility)
+layout = stream_layout
 
 
-def window(layout, batch=2, seed=0):
-    """Random contents; every second row of text or so is padding, and some segments have no text at all."""
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(batch, layout.num_frames, CHANNELS, *SIZE, generator=generator)
-    lengths = torch.tensor([s.num_frames for s in layout.segments if not s.is_memory])
-    sigma_BK = torch.rand(batch, len(lengths), generator=generator)
-    sigma = torch.cat([torch.zeros(batch, layout.num_memory_frames), sigma_BK.repeat_interleave(lengths, 1)], dim=1)
-    text = torch.randn(batch, len(layout.segments), ROWS, TEXT, generator=generator)
-    kept = torch.rand(text.shape[:3], generator=generator) < 0.5
-    kept[0, -1] = False
-    audio = torch.randn(batch, layout.num_frames, 4, AUDIO, generator=generator)
-    return latents, sigma, ConditionTokens(text * kept[..., None], audio), layout
+def drawn(layout, **options):
+    """Random contents; every second row of text or so is padding, and one caption has no text at all."""
+    sizes = {"size": SIZE, "audio_per_latent": 4, "num_tokens": ROWS, "padding": 0.5}
+    return random_window(make("video"), layout, **(sizes | options))
+
+
+def window(layout, **options):
+    random = drawn(layout, **options)
+    return random.latents_BFCHW, random.sigma_BF, random.conditions, random.layout

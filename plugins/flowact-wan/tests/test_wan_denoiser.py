@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,132 +13,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from windows import MEMORY, fresh, layout, make, nudged, window
+from windows import drawn, fresh, layout, make, nudged, window
 
+from flowact import testing
 from flowact.models.embeddings import to_patches
-from flowact.testing import check_constructor, check_denoiser
-from flowact.types import FULL_VISIBILITY, ConditionTokens, MemoryFeatures, Visibility, WindowLayout
+from flowact.testing import MEMORY
+from flowact.types import ConditionTokens, Visibility
 
 causal_visibilities = st.builds(Visibility, stream=st.sampled_from(["bidirectional", "block_causal"]), memory=st.sampled_from(["full", "isolated"]))
 BESIDE = {"clean_copies": True, "reference": "channels"}
 chunk_lengths = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 
 
-@contextmanager
-def memory_features(model, num_frames):
-    """Every block's output for the tokens of memory."""
-    seen = []
-    handles = [block.register_forward_hook(lambda m, a, output: seen.append(output[0][0][:, :num_frames].clone())) for block in model.blocks]
-    yield seen
-    for handle in handles:
-        handle.remove()
-
-
-def features(model, latents, sigma, conditions, layout):
-    with memory_features(model, layout.num_memory_frames) as seen, torch.no_grad():
-        model(latents, sigma, conditions, layout)
-    return seen
-
-
-def with_another_stream(latents, sigma, conditions, layout):
-    """The same memory with other latents, levels and conditions in the stream."""
-    frames, segments = layout.num_memory_frames, layout.num_memory_segments
-    latents, sigma, text, audio = latents.clone(), sigma.clone(), conditions.text_BSLD.clone(), conditions.audio_BFAD.clone()
-    latents[:, frames:] += 1.0
-    sigma[:, frames:] = 1 - sigma[:, frames:]
-    text[:, segments:] *= -2
-    audio[:, frames:] += 0.5
-    return latents, sigma, ConditionTokens(text, audio), layout
-
-
 @settings(max_examples=20, deadline=None)
 @given(chunk_lengths, causal_visibilities, st.integers(1, 3), st.integers(1, 4))
 def test_memory_never_sees_the_stream_at_any_depth(chunks, visibility, num_memory, num_blocks):
-    model, inputs = make(num_blocks=num_blocks), window(layout(chunks, MEMORY[-num_memory:], visibility))
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    assert len(before) == num_blocks
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_memory_sees_the_stream_with_full_visibility():
-    model, inputs = make(), window(layout(visibility=FULL_VISIBILITY))
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-class SharedSegment(WindowLayout):
-    """Everyone sees the last memory segment and it sees everyone, as text tokens do that all segments share."""
-
-    def visible(self, query, key):
-        shared = self.num_memory_segments - 1
-        return query == shared or key == shared or super().visible(query, key)
-
-
-def test_a_shared_segment_would_leak_the_stream_into_memory_after_two_blocks():
-    model, inputs = make(), window(SharedSegment(layout().segments))
-    before, after = features(model, *inputs), features(model, *with_another_stream(*inputs))
-    leaks = [not torch.equal(a[:, :2], b[:, :2]) for a, b in zip(before, after, strict=True)]  # reference and long
-    assert leaks == [False, True, True]
+    model = make(num_blocks=num_blocks, guidance_embedding=True)
+    testing.check_memory_never_sees_the_stream(model, drawn(layout(chunks, MEMORY[-num_memory:], visibility)))
 
 
 @settings(max_examples=15, deadline=None)
 @given(chunk_lengths, causal_visibilities, st.sampled_from([{}, {"clean_copies": True}, BESIDE]), st.permutations(MEMORY), st.integers(1, 3))
 def test_kept_memory_changes_nothing_but_the_time(chunks, visibility, options, memory, num_memory):
-    model = make(**options)
-    whole = layout(chunks, tuple(memory[-num_memory:]), visibility)
-    latents, sigma, conditions, _ = window(whole)
-    frames, count = whole.num_memory_frames, whole.num_memory_segments
-    before, stream = conditions.part(slice(count), slice(frames)), conditions.part(slice(count, None), slice(frames, None))
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        kept = [model.encode_memory(latents[:, :frames], before, whole.memory)]
-        if visibility.memory == "isolated":  # entries one by one, each at another place than it is used at
-            alone = [WindowLayout((replace(segment, position=5),), visibility) for segment in whole.memory.segments]
-            parts = [before.part(slice(i, i + 1), slice(i, i + 1)) for i in range(count)]
-            entries = [model.encode_memory(latents[:, i : i + 1], part, one) for i, (part, one) in enumerate(zip(parts, alone, strict=True))]
-            kept.append(MemoryFeatures.joined(entries))
-        for memory in kept:
-            torch.testing.assert_close(model(latents[:, frames:], sigma[:, frames:], stream, whole, memory), velocity, atol=1e-5, rtol=1e-5)
+    testing.check_kept_memory(make(**options), drawn(layout(chunks, tuple(memory[-num_memory:]), visibility)), 1e-5)
 
 
-def test_block_causal_outputs_equal_those_of_a_prefix():
-    model, causal = make(), Visibility(stream="block_causal")
-    whole = layout((2, 1, 3), visibility=causal)
-    latents, sigma, conditions, _ = window(whole)
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        for kept in (1, 2):
-            prefix = layout((2, 1, 3)[:kept], visibility=causal)
-            frames = prefix.num_frames
-            alone = model(latents[:, :frames], sigma[:, :frames], conditions.part(slice(len(prefix.segments)), slice(frames)), prefix)
-            torch.testing.assert_close(alone, velocity[:, : prefix.num_stream_frames], atol=1e-5, rtol=1e-4)
-        whole = layout((2, 1, 3))
-        alone = model(latents[:, :frames], sigma[:, :frames], conditions.part(slice(5), slice(frames)), layout((2, 1)))
-        assert not torch.allclose(alone, model(latents, sigma, conditions, whole)[:, :3], atol=1e-3)
-
-
-@pytest.mark.parametrize("shift", [-7, 100])
-def test_positions_are_relative(shift):
+def test_block_causal_outputs_equal_those_of_a_prefix_and_bidirectional_ones_do_not():
     model = make()
-    latents, sigma, conditions, whole = window(layout())
-    moved, stretched = (
-        replace(whole, segments=tuple(replace(s, position=position(s.position)) for s in whole.segments))
-        for position in (lambda p: p + shift, lambda p: 3 * p)
-    )
+    testing.check_prefixes(model, drawn(layout((2, 1, 3), visibility=Visibility(stream="block_causal"))))
+    whole = drawn(layout((2, 1, 3)))
     with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        torch.testing.assert_close(model(latents, sigma, conditions, moved), velocity, atol=2e-5, rtol=1e-4)
-        assert not torch.allclose(model(latents, sigma, conditions, stretched), velocity, atol=1e-3)
+        assert not torch.allclose(whole.first(5).through(model), whole.through(model)[:, :3], atol=1e-3)
 
 
-def test_samples_of_a_batch_may_be_permuted():
-    model = make()
-    latents, sigma, conditions, whole = window(layout(), batch=4)
-    order = torch.tensor([2, 0, 3, 1])
-    with torch.no_grad():
-        velocity = model(latents, sigma, conditions, whole)
-        permuted = model(latents[order], sigma[order], ConditionTokens(conditions.text_BSLD[order], conditions.audio_BFAD[order]), whole)
-    torch.testing.assert_close(permuted, velocity[order], atol=1e-5, rtol=1e-4)
+def test_positions_are_relative_and_samples_may_be_permuted():
+    testing.check_positions(make(), drawn(layout()))
+    testing.check_batch(make(), drawn(layout(), batch=4))
 
 
 def test_a_segment_looks_at_its_own_text_only():
@@ -197,17 +106,14 @@ def test_some_blocks_hear(audio_every, hearing):
     assert [i for i, block in enumerate(blocks) if block.audio is not None] == hearing
 
 
-def test_guidance_scales_start_without_effect_and_reach_the_stream_only():
+def test_guidance_scales_start_without_effect_and_are_then_heard():
     latents, sigma, conditions, whole = window(layout())
     asked = replace(conditions, guidance_BG=torch.tensor([[2.0, 1.0], [5.0, 3.0]]))
     model = fresh(guidance_embedding=True)
     nudged(model.out)
     with torch.no_grad():
         assert torch.equal(model(latents, sigma, asked, whole), model(latents, sigma, conditions, whole))
-    nudged(model)
-    before, after = features(model, latents, sigma, conditions, whole), features(model, latents, sigma, asked, whole)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    with torch.no_grad():
+        nudged(model)
         assert not torch.allclose(model(latents, sigma, asked, whole), model(latents, sigma, conditions, whole), atol=1e-3)
 
 
@@ -226,11 +132,11 @@ def test_guidance_scales_start_without_effect_and_reach_the_stream_only():
     ],
 )
 def test_every_variant_keeps_the_laws_of_a_denoiser(options):
-    check_denoiser(make(**options))
+    testing.check_denoiser(make(**options))
 
 
 def test_the_constructor_is_documented():
-    check_constructor(WanDenoiser)
+    testing.check_constructor(WanDenoiser)
 
 
 @pytest.mark.parametrize("options", [{}, BESIDE, {"image_tokens": 1, "image_width": 4}])
@@ -253,53 +159,33 @@ def test_every_linear_map_is_called_as_a_module_so_that_adapters_can_stand_in_fo
     assert {name.rpartition(".")[2] for name in matrices} == {"modulation", "query_key_norm", "out_modulation"}
 
 
-def step(checkpointing):
-    """A training step's velocity, its gradients, and the bytes that its forward pass left behind."""
+def test_activation_checkpointing_changes_nothing():
+    testing.check_checkpointing(lambda choice: make(checkpointing=choice), drawn(layout((3, 3)), batch=4))
+
+
+def kept_bytes(checkpointing):
+    """What a training step's forward pass leaves behind."""
     model = make(checkpointing=checkpointing, width=48, hidden=240).train()
     inputs = window(layout((3, 3)), batch=4)
     model(*inputs)  # tables of angles are made once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         velocity = model(*inputs)
-    velocity.square().sum().backward()
-    kept = sum(event.self_cpu_memory_usage for event in measured.key_averages())
-    return [velocity, *(p.grad for p in model.parameters() if p.grad is not None)], kept
+    assert velocity.requires_grad
+    return sum(event.self_cpu_memory_usage for event in measured.key_averages())
 
 
-def test_activation_checkpointing_changes_nothing_but_what_is_kept():
-    (exact, all_kept), (selective, some_kept), (full, least_kept) = (step(choice) for choice in ("none", "selective", "full"))
-    for kept, *again in zip(exact, selective, full, strict=True):
-        for one in again:
-            torch.testing.assert_close(one, kept, atol=1e-4, rtol=1e-4)
-    assert least_kept < 0.5 * some_kept
-    assert some_kept < 0.8 * all_kept
+def test_activation_checkpointing_keeps_less():
+    kept = [kept_bytes(choice) for choice in ("none", "selective", "full")]
+    assert kept[2] < 0.5 * kept[1]
+    assert kept[1] < 0.8 * kept[0]
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_it_computes_in_bfloat16(training):
-    model, (latents, sigma, conditions, whole) = make(), window(layout())
-    with torch.no_grad():
-        expected = model(latents, sigma, conditions, whole)
-    half = make().bfloat16().requires_grad_(training)(latents.bfloat16(), sigma, conditions.to(torch.bfloat16), whole)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = make().requires_grad_(training)(latents, sigma, conditions, whole)
-    for found in (half, mixed):
-        assert found.dtype == torch.float32
-        assert (found - expected).norm() / expected.norm() < 0.05
+def test_it_computes_in_bfloat16():
+    testing.check_number_types(make, drawn(layout()))
 
 
 def test_blocks_compile_whole_and_once_for_a_stream():
-    """No graph break, and no recompilation while contents, prompts and levels change."""
-    torch._dynamo.reset()
-    model, compiled = make(), make()
-    for block in compiled.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(*window(layout())), model(*window(layout())), atol=1e-5, rtol=1e-4)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            for seed in range(1, 5):
-                inputs = window(layout(), seed=seed)
-                torch.testing.assert_close(compiled(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
-    torch._dynamo.reset()
+    testing.check_compilation(make, [drawn(layout(), seed=seed) for seed in range(5)])
 
 
 def test_a_reference_beside_every_frame_stands_in_wans_order_and_has_no_tokens():

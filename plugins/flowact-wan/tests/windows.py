@@ -5,25 +5,19 @@ from __future__ import annotations
 import torch
 from flowact_wan import WanDenoiser
 
-from flowact.types import ConditionTokens, Segment, Visibility, WindowLayout
+from flowact.testing import random_window, stream_layout
 
-CHANNELS, SIZE, TOKENS, AUDIO = 3, 4, 2, 4
-MEMORY = (Segment("reference", 1, -9), Segment("long", 1, -4), Segment("short", 1, -1))
-
-
-def layout(chunks=(2, 2), memory=MEMORY, visibility=Visibility()):
-    starts = [sum(chunks[:i]) for i in range(len(chunks))]
-    return WindowLayout((*memory, *(Segment("stream", n, start) for n, start in zip(chunks, starts, strict=True))), visibility)
+CHANNELS, TOKENS, AUDIO = 3, 2, 4
+layout = stream_layout
 
 
-def window(layout, batch=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(batch, layout.num_frames, CHANNELS, SIZE, SIZE, generator=generator)
-    sigma = torch.rand(batch, layout.num_frames, generator=generator)
-    sigma[:, : layout.num_memory_frames] = 0
-    text = torch.randn(batch, len(layout.segments), TOKENS, 5, generator=generator)
-    audio = torch.randn(batch, layout.num_frames, AUDIO, 6, generator=generator)
-    return latents, sigma, ConditionTokens(text, audio), layout
+def drawn(layout, **options):
+    return random_window(fresh(), layout, audio_per_latent=AUDIO, num_tokens=TOKENS, **options)
+
+
+def window(layout, **options):
+    random = drawn(layout, **options)
+    return random.latents_BFCHW, random.sigma_BF, random.conditions, random.layout
 
 
 def fresh(**options):

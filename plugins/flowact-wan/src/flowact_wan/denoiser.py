@@ -123,8 +123,7 @@ class WanDenoiser(WindowDenoiser):
         self.out_modulation = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.out = zero_last(nn.Linear(width, latent_channels * patch**2))
         if compile_blocks:
-            for block in self.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+            self.compile_blocks()
 
     @property
     def kept_shape(self) -> tuple[int, int, int]:
