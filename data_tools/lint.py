@@ -22,6 +22,7 @@ from flowact.data.schema import (
     COLUMNS_FOLDER,
     DATASET_FILE,
     MEMBERS,
+    OPTIONAL_MEMBERS,
     ColumnInfo,
     DatasetInfo,
     check_metadata,
@@ -29,6 +30,7 @@ from flowact.data.schema import (
     read_column,
     read_dataset,
     split_column_folder_name,
+    wrong_optional_member,
 )
 from flowact.data.shards import ClipRef, ShardIndex, ShardReader, Split, decode, open_split, split_folders
 from flowact.errors import UserError
@@ -240,9 +242,9 @@ def _check_arrays(members: dict[str, Any], frames: int) -> Iterator[str]:
     states = members.get("states.npy")
     if states is not None and (states.shape != (frames,) or states.dtype != np.uint8 or states.max(initial=0) >= len(STATES)):
         yield f"states.npy should be uint8 ({frames},) below {len(STATES)}, is {states.dtype} {states.shape}"
-    truth = members.get("truth.npy")
-    if truth is not None and (truth.ndim != 2 or len(truth) != frames or truth.dtype != np.float32 or not np.isfinite(truth).all()):
-        yield f"truth.npy should be finite float32 ({frames}, P), is {truth.dtype} {truth.shape}"
+    for suffix in OPTIONAL_MEMBERS:
+        if suffix in members and (wrong := wrong_optional_member(suffix, members[suffix], frames)):
+            yield wrong
 
 
 def _columns(split: Split, report: ShardReport) -> Iterator[tuple[ColumnInfo, Split]]:

@@ -35,6 +35,7 @@ from flowact.data.schema import (
     read_dataset,
     write_atomically,
     write_dataset,
+    wrong_optional_member,
 )
 from flowact.data.shards import ShardError, ShardReader, ShardWriter, decode, encode_array, encode_json
 from flowact.errors import UserError, did_you_mean
@@ -107,11 +108,11 @@ class ReadyClip(Unit):
 
     Attributes:
         metadata: of the clip.
-        truth: whether a truth.npy is expected.
+        extras: optional members that it must have, because other clips have them.
     """
 
     metadata: dict[str, Any]
-    truth: bool
+    extras: tuple[str, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -142,11 +143,10 @@ class ReadyClip(Unit):
         states = decode("states.npy", members["states.npy"], where)
         if states.shape != (frames,) or states.dtype != np.uint8 or states.max() >= len(STATES):
             raise MediaError(f"{where}: states.npy should be uint8 ({frames},) below {len(STATES)}, is {states.dtype} {states.shape}")
-        if self.truth:
-            members["truth.npy"] = self._file("truth.npy")
-            truth = decode("truth.npy", members["truth.npy"], where)
-            if truth.ndim != 2 or len(truth) != frames or not np.isfinite(truth).all():
-                raise MediaError(f"{where}: truth.npy should be finite ({frames}, P), is {truth.shape}")
+        for suffix in self.extras:
+            members[suffix] = self._file(suffix)
+            if wrong := wrong_optional_member(suffix, decode(suffix, members[suffix], where), frames):
+                raise MediaError(f"{where}: {wrong}")
         return members
 
     def _has(self, suffix: str) -> bool:
@@ -310,8 +310,8 @@ def find_units(folder: Path, cutting: Cutting) -> list[Unit]:
             odd = next(path for path in videos if path not in set(ready))
             bare = len(videos) - len(ready)
             raise UserError(f"{folder} mixes clips with .json and .wav ({len(ready)}) and bare videos ({bare}, e.g. {odd}); pack them apart")
-        with_truth = [path.with_suffix(".truth.npy").is_file() for path in ready]
-        units = [_ready(path, any(with_truth)) for path in progress(ready, len(ready), "read", "clips")]
+        extras = tuple(suffix for suffix in OPTIONAL_MEMBERS if any(path.with_suffix(f".{suffix}").is_file() for path in ready))
+        units = [_ready(path, extras) for path in progress(ready, len(ready), "read", "clips")]
     else:
         units = [PlainVideo(_slug(path.relative_to(folder)), _identity(path, folder), path, cutting) for path in videos]
     if not units:
@@ -403,7 +403,7 @@ def _unit_of(key: str, units: Sequence[Unit]) -> int:
     raise UserError(f"the shards that are there end with clip {key!r}, which is not among these clips; give another --out")
 
 
-def _ready(path: Path, truth: bool) -> ReadyClip:
+def _ready(path: Path, extras: tuple[str, ...]) -> ReadyClip:
     where = str(path.with_suffix(".json"))
     try:
         metadata = check_metadata(json.loads(path.with_suffix(".json").read_bytes()), where)
@@ -415,7 +415,7 @@ def _ready(path: Path, truth: bool) -> ReadyClip:
         raise UserError(f"{where}: its key is {metadata['key']!r}, the file is named {path.stem!r}; make them the same")
     if metadata.get("fps", FRAMES_PER_SECOND) != FRAMES_PER_SECOND:
         raise UserError(f"{where}: {metadata['fps']} frames a second; clips have {FRAMES_PER_SECOND}. Pack the plain video instead, it is converted")
-    return ReadyClip(check_key(path.stem), metadata["identity"], path, metadata, truth)
+    return ReadyClip(check_key(path.stem), metadata["identity"], path, metadata, extras)
 
 
 def _cutting(args: argparse.Namespace) -> Cutting:

@@ -150,6 +150,7 @@ class ClipMaker:
             "ref.png": _png(neutral_picture(self.character, identity)),
             "states.npy": _npy(states_T),
             "truth.npy": _npy(truth_TP),
+            "boxes.npy": _npy(self.character.boxes(identity, truth_TP)),
             "txt": summarise(captions).encode(),
             "json": json.dumps(metadata, indent=1).encode(),
         }

@@ -21,6 +21,8 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
 #: Frame 0 of a clip is the picture that its image latent stands for; motion latents, and so a stream, begin at frame 1.
 FIRST_STREAMED_FRAME = 1
 STATES = ("speaking", "listening", "thinking", "idle")
+#: parts of a person whose boxes a clip may carry, in this order
+BOXES = ("face", "mouth")
 
 SegmentKind = Literal["reference", "long", "short", "stream"]
 Record = TypeVar("Record", bound="TensorRecord")
@@ -55,6 +57,8 @@ class Batch(TensorRecord):
         text_BNLD: text features of the captions that occur in the window, zero padded to N.
         text_index_BF: which of the N captions describes latent frame f.
         keys: clip key and first latent frame of each sample ("000012-spk@40"), for error messages and skip lists.
+        boxes_BFX4: left, top, right, bottom of each of the X = 2 `BOXES` over the pixel frames of a latent frame, as shares of the picture's width
+            and height; NaN where unknown. None if the data module was not asked for them.
     """
 
     latents_BFCHW: Tensor
@@ -63,6 +67,7 @@ class Batch(TensorRecord):
     text_BNLD: Tensor
     text_index_BF: Tensor
     keys: tuple[str, ...] = ()
+    boxes_BFX4: Tensor | None = None
 
 
 @dataclass(frozen=True)

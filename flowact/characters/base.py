@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowact.types import BOXES
+
 Identity = dict[str, list[float]]  # plain numbers: written to JSON beside each clip
 
 
@@ -55,6 +57,10 @@ class Character(ABC):
     def mouth_area(self, truth_TP: np.ndarray) -> np.ndarray:
         """True open mouth area (T,)."""
 
+    def boxes(self, identity: Identity, truth_TP: np.ndarray) -> np.ndarray:
+        """Where the `flowact.types.BOXES` are, float32 (T, 2, 4): left, top, right, bottom as shares of the picture, NaN where unknown."""
+        return np.full((len(truth_TP), len(BOXES), 4), np.nan, np.float32)
+
     @abstractmethod
     def read(self, frames: np.ndarray, identity: Identity) -> Readout:
         """Measure frames, uint8 or float in [0, 1], (T, size, size, 3), against a known identity. Closed form, deterministic."""
@@ -66,3 +72,8 @@ class Character(ABC):
     @abstractmethod
     def caption(self, state: str, variant: int = 0) -> str:
         """A short caption (at most 8 words) that says what is seen in a state; `variant` picks a paraphrase."""
+
+
+def shares_of_picture(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Boxes float32 (..., 4) from corners (..., 2) in half pictures, cut to the picture."""
+    return np.clip((np.concatenate([low, high], axis=-1) + 1) / 2, 0, 1).astype(np.float32)

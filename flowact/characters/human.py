@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from flowact.characters import mouth, palette
-from flowact.characters.base import Character, Identity, Readout
+from flowact.characters.base import Character, Identity, Readout, shares_of_picture
 from flowact.characters.behaviour import IDLE, LISTENING, SPEAKING, THINKING, follow, sample_blinks, smooth_causal, sway, voiced
 from flowact.characters.captions import choose_caption
 from flowact.characters.human_rig import UNITS, HumanRig, rotation, shipped_rig
@@ -144,6 +144,16 @@ class RiggedHuman(Character):
         units_TU = np.asarray(truth_TP, np.float64)[:, : len(UNITS)]
         return self.rig.lip_opening(units_TU) / HALF_VIEW**2
 
+    def boxes(self, identity: Identity, truth_TP: np.ndarray) -> np.ndarray:
+        person = _Person(self.rig, identity)
+        head, lips = self.rig.head_weight > 0.9, self.rig.lip_ring
+        found = []
+        for truth_P in np.asarray(truth_TP, np.float64):
+            places = person.project(person.pose(truth_P)[0])
+            found.append([np.concatenate([places[part].min(axis=0), places[part].max(axis=0)]) for part in (head, lips)])
+        corners_TX4 = np.asarray(found)
+        return shares_of_picture(corners_TX4[..., :2], corners_TX4[..., 2:])
+
     def read(self, frames: np.ndarray, identity: Identity) -> Readout:
         person = _Person(self.rig, identity)
         shown = _as_float(frames)
@@ -190,11 +200,15 @@ class _Person:
         scale = CAMERA_DISTANCE / HALF_VIEW / from_eye[..., 1]
         return np.stack([from_eye[..., 0] * scale, -from_eye[..., 2] * scale], axis=-1)
 
-    def picture(self, truth_P: np.ndarray, size: int) -> np.ndarray:
-        """uint8 (size, size, 3)."""
+    def pose(self, truth_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (N, 3) of the posed rig, and the head's rotation (3, 3)."""
         truth = dict(zip(RiggedHuman.channels, truth_P, strict=True))
         turn = rotation(np.array([truth["pitch"], truth["yaw"], truth["roll"]]))
-        vertices = self.rig.pose(self.rest, truth_P[: len(UNITS)], (truth["gaze_x"], truth["gaze_y"]), turn)
+        return self.rig.pose(self.rest, truth_P[: len(UNITS)], (truth["gaze_x"], truth["gaze_y"]), turn), turn
+
+    def picture(self, truth_P: np.ndarray, size: int) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        vertices, turn = self.pose(truth_P)
         normals = self.rig.normals + ((self.rig.normals @ turn.T) - self.rig.normals) * self.rig.head_weight[:, None]
         light = np.clip(0.42 + 0.66 * np.maximum(normals @ (LIGHT / np.linalg.norm(LIGHT)), 0), 0, 1.06)
         colours = self.paint * np.where(self.rig.shining, 1, light)[:, None].astype(np.float32)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flowact.characters import mouth, puppet_anatomy, puppet_painter, puppet_reading
-from flowact.characters.base import Character, Identity, Readout
+from flowact.characters.base import Character, Identity, Readout, shares_of_picture
 from flowact.characters.behaviour import IDLE, LISTENING, SPEAKING, THINKING, follow, sample_blinks, smooth_causal, sway, voiced
 from flowact.characters.captions import choose_caption
 from flowact.errors import UserError
@@ -94,6 +94,18 @@ class Puppet(Character):
         truth = dict(zip(self.channels, np.asarray(truth_TP).T, strict=True))
         half_width, half_height = puppet_anatomy.mouth_half_axes(truth["mouth_open"], truth["mouth_width"])
         return np.pi * half_width * half_height
+
+    def boxes(self, identity: Identity, truth_TP: np.ndarray) -> np.ndarray:
+        look, truth = puppet_anatomy.Look.of(identity), dict(zip(self.channels, np.asarray(truth_TP).T, strict=True))
+        cosine_T, sine_T = np.cos(truth["roll"]), np.sin(truth["roll"])
+        face_T2 = np.stack([truth["head_x"], truth["head_y"] + puppet_anatomy.HEAD_Y], axis=1)
+        mouth_T2 = face_T2 + look.mouth_v * np.stack([-sine_T, cosine_T], axis=1)
+        half_width_T, half_height_T = puppet_anatomy.mouth_half_axes(truth["mouth_open"], truth["mouth_width"])
+        found = []
+        for middle_T2, half_u, half_v in ((face_T2, look.head_width, look.head_height), (mouth_T2, half_width_T, half_height_T)):
+            reach_T2 = np.stack([np.hypot(half_u * cosine_T, half_v * sine_T), np.hypot(half_u * sine_T, half_v * cosine_T)], axis=1)
+            found.append(shares_of_picture(middle_T2 - reach_T2, middle_T2 + reach_T2))
+        return np.stack(found, axis=1)
 
     def read(self, frames: np.ndarray, identity: Identity) -> Readout:
         return puppet_reading.read(frames, puppet_anatomy.Look.of(identity))

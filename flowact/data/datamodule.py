@@ -28,6 +28,7 @@ from flowact.data.schema import (
     read_column,
     read_dataset,
     split_column_folder_name,
+    wrong_optional_member,
 )
 from flowact.data.shards import ClipRef, ShardError, Split, open_split
 from flowact.errors import UserError, did_you_mean
@@ -46,16 +47,18 @@ class ClipFeatures:
         reference_RCHW: float16, candidate reference pictures.
         audio_TD: float16.
         text_NLD: float16, one per caption.
+        boxes_TX4: float32; None unless boxes are read.
     """
 
     latents_FCHW: np.ndarray
     reference_RCHW: np.ndarray
     audio_TD: np.ndarray
     text_NLD: np.ndarray
+    boxes_TX4: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
-        return self.latents_FCHW.nbytes + self.reference_RCHW.nbytes + self.audio_TD.nbytes + self.text_NLD.nbytes
+        return sum(array.nbytes for array in vars(self).values() if array is not None)
 
 
 class EncodedClips:
@@ -71,9 +74,10 @@ class EncodedClips:
         max_captions: different captions that a window may hold; text is zero padded to that many.
         reference: 'first' always takes the clip's own reference picture, 'random' one of the stored candidates.
         cache_bytes: decoded clips kept in memory.
+        boxes: read the boxes of face and mouth too.
 
     Raises:
-        UserError: columns of other clips, a clip shorter than the window, or a window with more captions.
+        UserError: columns of other clips, a clip shorter than the window or without the boxes that are asked for, or a window with more captions.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class EncodedClips:
         max_captions: int,
         reference: Literal["first", "random"],
         cache_bytes: int,
+        boxes: bool = False,
     ) -> None:
         self.split = split
+        self.boxes = boxes
         self.infos = {name: read_column(folder) for name, folder in columns.items()}
         self.columns = {name: split.column(folder) for name, folder in columns.items()}
         self.num_frames = num_frames
@@ -96,6 +102,8 @@ class EncodedClips:
         self._cache_bytes = cache_bytes
         self._cache: ByteCache[ClipFeatures] | None = None
         self._check_lengths()
+        if boxes:
+            self._check_boxes()
         self.captions = [self._captions(number) for number in range(len(split))]
 
     def _check_lengths(self) -> None:
@@ -110,6 +118,14 @@ class EncodedClips:
             raise UserError(
                 f"{len(short)} of {len(self.split)} clips in {self.split.folder} are shorter than the window: {self.num_frames} motion latents "
                 f"need {need} pixel frames; {fix}"
+            )
+
+    def _check_boxes(self) -> None:
+        without = [clip for clip in self.split.clips if "boxes.npy" not in self.split.shards[clip.shard].entries[clip.sample].members]
+        if without:
+            raise UserError(
+                f"{len(without)} of {len(self.split)} clips in {self.split.folder} carry no boxes of face and mouth, the first is {without[0].key}; "
+                "set data.boxes to false, or pack clips that have a KEY.boxes.npy beside each (`flowact-data synth` writes them)"
             )
 
     def _captions(self, number: int) -> Captions:
@@ -144,6 +160,7 @@ class EncodedClips:
                 reference_RCHW=self.columns["latents"].decode(clip, "reference.npy"),
                 audio_TD=self.columns["audio"].decode(clip, "audio.npy"),
                 text_NLD=self.columns["text"].decode(clip, "text.npy"),
+                boxes_TX4=self.split.decode(clip, "boxes.npy") if self.boxes else None,
             )
             self._check_features(found, number)
             self._cache.put(number, found, found.num_bytes)
@@ -162,6 +179,8 @@ class EncodedClips:
                 raise ShardError(
                     f"{self.split.where(clip)}: column member .{suffix} has shape {list(array.shape)}, expected {shape}; encode the column again"
                 )
+        if found.boxes_TX4 is not None and (wrong := wrong_optional_member("boxes.npy", found.boxes_TX4, clip.frames)):
+            raise ShardError(f"{self.split.where(clip)}: {wrong}")
 
     def read(self, window: Window) -> dict[str, Any]:
         """The window's arrays, by the names of `Batch`."""
@@ -179,14 +198,24 @@ class EncodedClips:
         text_NLD = np.zeros((self.max_captions, *features.text_NLD.shape[1:]), dtype=np.float16)
         for i, slot in zip(index_F.tolist(), slot_F):
             text_NLD[slot] = features.text_NLD[i]
+        boxes = {}
+        if features.boxes_TX4 is not None:
+            boxes["boxes_BFX4"] = around(features.boxes_TX4[first * stride + 1 : (first + count) * stride + 1], stride)
         return {
             "latents_BFCHW": features.latents_FCHW[first + 1 : first + 1 + count],
             "reference_BFCHW": features.reference_RCHW[candidate : candidate + 1],
             "audio_BFAD": audio_TD.reshape(count, stride, -1),
             "text_BNLD": text_NLD,
             "text_index_BF": np.asarray(slot_F, dtype=np.int64),
+            **boxes,
             "key": f"{clip.key}@{first}",
         }
+
+
+def around(boxes_TX4: np.ndarray, stride: int) -> np.ndarray:
+    """The smallest boxes [F, X, 4] around those of each latent frame's pixel frames; NaN where none of them is known."""
+    corners = boxes_TX4.reshape(-1, stride, *boxes_TX4.shape[1:])
+    return np.concatenate([np.fmin.reduce(corners[..., :2], axis=1), np.fmax.reduce(corners[..., 2:], axis=1)], axis=-1)
 
 
 def collate_windows(samples: Sequence[dict[str, Any]]) -> Batch:
@@ -281,6 +310,8 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         max_captions: different captions a window may hold.
         cache_bytes: decoded clips kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
+        boxes: read the boxes of face and mouth too, for stages that weight the loss there.
+        limit_clips: use only so many clips of a split, the first ones; 1 is for "does it learn one clip by heart?".
     """
 
     _collate = staticmethod(collate_windows)
@@ -303,6 +334,8 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         max_captions: int = 4,
         cache_bytes: int = 512 << 20,
         shards_in_flight: int = 16,
+        boxes: bool = False,
+        limit_clips: int | None = None,
     ) -> None:
         super().__init__()
         if window_frames < 1 or history_frames < 0:
@@ -323,6 +356,8 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         self.max_captions = max_captions
         self.cache_bytes = cache_bytes
         self.shards_in_flight = shards_in_flight
+        self.boxes = boxes
+        self.limit_clips = limit_clips
 
     @property
     def num_frames(self) -> int:
@@ -375,12 +410,13 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
 
     def _open(self, name: str, spec: str) -> EncodedClips:
         return EncodedClips(
-            open_split(spec),
+            _first_clips(open_split(spec), self.limit_clips),
             self._folders(spec),
             num_frames=self.num_frames,
             max_captions=self.max_captions,
             reference=self.reference if name == "train" else "first",
             cache_bytes=self.cache_bytes,
+            boxes=self.boxes,
         )
 
     def _folders(self, spec: str) -> dict[str, Path]:
@@ -479,6 +515,7 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         windows_per_clip: windows of a clip in one epoch.
         cache_bytes: decoded frames kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
+        limit_clips: see `ShardDataModule`.
     """
 
     _collate = staticmethod(collate_frames)
@@ -494,6 +531,7 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         windows_per_clip: int = 8,
         cache_bytes: int = 1 << 30,
         shards_in_flight: int = 16,
+        limit_clips: int | None = None,
     ) -> None:
         super().__init__()
         if num_frames < 1:
@@ -506,6 +544,7 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         self.windows_per_clip = windows_per_clip
         self.cache_bytes = cache_bytes
         self.shards_in_flight = shards_in_flight
+        self.limit_clips = limit_clips
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -523,7 +562,7 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         return self.conditions
 
     def _open(self, name: str, spec: str) -> PixelClips:
-        return PixelClips(open_split(spec), self.num_frames, self.cache_bytes)
+        return PixelClips(_first_clips(open_split(spec), self.limit_clips), self.num_frames, self.cache_bytes)
 
 
 def _loader(
@@ -549,6 +588,14 @@ def _loader(
         shards_in_flight=module.shards_in_flight,
     )
     return ShardLoader(source, read, collate, module.num_workers)
+
+
+def _first_clips(split: Split, limit: int | None) -> Split:
+    if limit is None:
+        return split
+    if limit < 1:
+        raise UserError(f"limit_clips is {limit}; it is at least 1, or null for all clips")
+    return Split(split.folder, split.shards, split.clips[:limit], split.info)
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from flowact.errors import UserError, did_you_mean
 from flowact.strict_yaml import read_yaml_file, to_yaml
-from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, STATES
+from flowact.types import BOXES, FRAMES_PER_SECOND, SAMPLE_RATE, STATES
 
 SCHEMA_VERSION = 1
 INDEX_KIND = "flowact-shard-index"
@@ -40,7 +40,13 @@ MEMBERS = {
     "txt": "caption of the whole clip, utf-8",
     "wav": "PCM16 mono, exactly T * sample_rate / fps samples",
 }
-OPTIONAL_MEMBERS = {"truth.npy": "float32 (T, P), synthetic characters only"}
+OPTIONAL_MEMBERS = {
+    "boxes.npy": "float32 (T, 2, 4), left, top, right, bottom of face and mouth as shares of the picture, NaN where unknown",
+    "truth.npy": "float32 (T, P), synthetic characters only",
+}
+
+#: numbers of one frame in each box: left, top, right, bottom
+BOX_SHAPE = (len(BOXES), 4)
 
 #: column name -> suffix -> what it holds
 COLUMN_MEMBERS = {
@@ -151,6 +157,20 @@ def check_key(key: str) -> str:
             f"clip key {key!r} must be 1 to 80 characters of A-Z a-z 0-9 _ - (a dot would end the key in a tar); rename it, e.g. {suggestion!r}"
         )
     return key
+
+
+def wrong_optional_member(suffix: str, array: np.ndarray, frames: int) -> str | None:
+    """What is wrong with one of `OPTIONAL_MEMBERS`, or None."""
+    if suffix == "truth.npy":
+        if array.ndim == 2 and len(array) == frames and array.dtype == np.float32 and np.isfinite(array).all():
+            return None
+        return f"truth.npy should be finite float32 ({frames}, P), is {array.dtype} {array.shape}"
+    if array.shape != (frames, *BOX_SHAPE) or array.dtype != np.float32:
+        return f"boxes.npy should be float32 {(frames, *BOX_SHAPE)}, is {array.dtype} {array.shape}"
+    known = array[np.isfinite(array).all(axis=-1)]
+    if ((known < 0) | (known > 1)).any() or (known[:, :2] > known[:, 2:]).any():
+        return "boxes.npy should hold left <= right and top <= bottom, as shares of the picture in [0, 1]"
+    return None
 
 
 def check_metadata(metadata: Any, where: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Denoiser(nn.Module, ABC):
     audio_width: int
     #: audio features of a latent frame that the network is made for; None if any number will do
     audio_per_latent: int | None = None
+    #: patterns of the names of parameters that nothing but sound passes through
+    audio_parameters: tuple[str, ...] = ("audio_in.*", "pooled_audio_in.*", "*.audio.*")
     #: whether `encode_memory` works
     reuses_memory: bool = False
     #: whether `ConditionTokens.guidance_BG` has an effect, or can learn to have one

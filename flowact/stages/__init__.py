@@ -1,5 +1,6 @@
 """Training stages: one LightningModule per stage."""
 
+from flowact.stages.audio_motion import AudioMotionAlignment
 from flowact.stages.autoencoder import AutoencoderTraining
 from flowact.stages.base import AdamW, DenoiserStage, Stage
 from flowact.stages.cfg_distillation import CFGDistillation
@@ -13,6 +14,7 @@ from flowact.stages.step_distillation import StepDistillation
 
 __all__ = [
     "AdamW",
+    "AudioMotionAlignment",
     "AutoencoderTraining",
     "CFGDistillation",
     "ChunkwiseDiffusionForcing",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from flowact.conditioning.dropout import ConditionDropout
@@ -22,6 +23,7 @@ from flowact.models.adapters import Adapter, FullFinetune
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
+from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, bin_name, gradient_norm, is_logged, latent_statistics, level_sums, partitioning_engine
 from flowact.strategies import full_fp32_weights
 from flowact.types import Batch, Chunk, MemoryView, Visibility
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 #: key of the base's hashes in a trainer's state
 _BASE = "flowact_base"
-#: noise levels by which the loss is logged
-LEVEL_BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01))
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,14 @@ class AdamW:
     warmup_steps: int = 100
     final_lr: float = 0.1
 
-    def build(self, module: nn.Module) -> torch.optim.AdamW:
-        """The optimizer over the trainable parameters of a module."""
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    def build(self, module: nn.Module, apart: Collection[str] = ()) -> torch.optim.AdamW:
+        """The optimizer over the trainable parameters of a module; those named by `apart` are in groups of their own, after the others."""
+        trained = [(name in apart, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        groups = []
+        for part in (False, True):
+            own = [parameter for is_apart, parameter in trained if is_apart == part]
+            groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": self.weight_decay})
+            groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
         return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, betas=self.betas, fused=True)
 
     def rate(self, step: int, total_steps: int) -> float:
@@ -119,6 +120,8 @@ class Stage(pl.LightningModule):
     def initialise_from(self, path: str | Path) -> None:
         """Take the weights of an earlier stage's checkpoint (its EMA where it has one); every key must match.
 
+        What was taken is printed once, and stands in the lineage as part of the last ancestor.
+
         Raises:
             UserError: damaged checkpoint, other keys or shapes, or another latent space, chunk size, frame rate or encoder,
                 or one that takes guidance scales.
@@ -129,9 +132,11 @@ class Stage(pl.LightningModule):
         if "guidance_ranges" in checkpoint.lineage:
             raise UserError(f"{path} takes guidance scales as inputs, and no stage asks a parent or teacher for them; set init_from to its parent")
         self._parent_lineage, self._parent = checkpoint.lineage, checkpoint.identity
-        load_into(self.trained_module(), checkpoint.weights(ema=True), allow_missing=self.parent_may_lack)
+        report = load_into(self.trained_module(), checkpoint.weights(ema=True), allow_missing=self.parent_may_lack)
         own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}
-        self.ancestors = [*checkpoint.lineage.get("ancestors", []), own]
+        taken = {"moving_average": checkpoint.has_ema, "matched": len(report.matched), "left_as_made": list(report.missing)}
+        self.ancestors = [*checkpoint.lineage.get("ancestors", []), own | taken]
+        rank_zero_info(f"init_from={path}: {_told(self.ancestors)}")
 
     def attach_adapter(self) -> None:
         """Attach the adapter, once, to the weights of `init_from`; a resumed run takes these again.
@@ -188,6 +193,21 @@ class Stage(pl.LightningModule):
         if "state_dict" in checkpoint:
             checkpoint["state_dict"] |= frozen
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log rate, number of updates and the gradient's norm before it is clipped; roles log their own."""
+        if self.automatic_optimization and is_logged(self.trainer, self.global_step + 1):
+            self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], "train/updates": float(self.num_updates + 1)})
+            if partitioning_engine(self.trainer) is None:
+                self.log("train/grad_norm", gradient_norm(self.trained_module()))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Log the gradient's norm where only the engine knows it."""
+        if self.automatic_optimization and is_logged(self.trainer, self.global_step):
+            engine = partitioning_engine(self.trainer)
+            norm = engine.get_global_grad_norm() if engine is not None else None
+            if norm is not None:
+                self.log("train/grad_norm", float(norm))
+
     def configure_optimizers(self) -> Any:
         total_steps = self.trainer.max_steps
         if total_steps < 1:
@@ -213,6 +233,9 @@ class DenoiserStage(Stage):
         adapter: what of the denoiser is trained; the default is all of it.
     """
 
+    #: M of a checkpoint's streams, unless they are asked for another
+    micro_steps: int = 1
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -235,6 +258,13 @@ class DenoiserStage(Stage):
         self.dropout = dropout or ConditionDropout()
         self.visibility = visibility
         self.allow_lineage = tuple(allow_lineage)
+        self._by_level: Tensor | float = 0.0
+        self._held_out: HeldOutCurves | None = None
+
+    @property
+    def window_frames(self) -> int:
+        """Latent frames of the data's window, after the history."""
+        return self.num_chunks * self.chunk_frames
 
     def trained_module(self) -> Denoiser:
         """See `Stage.trained_module`."""
@@ -244,7 +274,9 @@ class DenoiserStage(Stage):
         """See `Stage.lineage`."""
         data = self._data().lineage
         geometry = {"chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "memory": type(self.memory).__name__}
-        return {"stage": self.name, **geometry, "ancestors": self.ancestors, **self.base_lineage, **data}
+        # with full visibility no stream is trained, and streams have the runtime's own geometry
+        stream = {"stream_chunks": self.num_chunks, "micro_steps": self.micro_steps} if self.visibility.causal else {}
+        return {"stage": self.name, **geometry, **stream, "ancestors": self.ancestors, **self.base_lineage, **data}
 
     @property
     def autoencoder_folder(self) -> Path | None:
@@ -274,7 +306,7 @@ class DenoiserStage(Stage):
                 self.denoiser.audio_per_latent or conditions["audio_shape"][0],
                 "denoiser.audio_per_latent to the autoencoder's temporal stride",
             ),
-            "stream frames": (data.window_frames, self.num_chunks * self.chunk_frames, "data.window_frames = num_chunks * chunk_frames"),
+            "stream frames": (data.window_frames, self.window_frames, "data.window_frames = num_chunks * chunk_frames"),
             "history frames": (data.history_frames, self.history_frames, "data.history_frames = memory.history_chunks * chunk_frames"),
         }
         if self.memory.chunk_frames not in (None, self.chunk_frames):
@@ -325,9 +357,20 @@ class DenoiserStage(Stage):
         Returns:
             squared velocity error per frame error_BF, levels sigma_BF, and the mean loss.
         """
+        sigma_BK = self.levels.sample(batch.latents_BFCHW.shape[0], self.num_chunks)
+        error_BFCHW, _, sigma_BF = self.velocity_error(batch, sigma_BK)
+        error_BF = self.frame_error(error_BFCHW.square(), batch)
+        return error_BF, sigma_BF, error_BF.mean()
+
+    def velocity_error(self, batch: Batch, sigma_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One evaluation on the stream, noised to sigma_BK.
+
+        Returns:
+            v - (eps - x0) of the stream, the stream x0 itself, and its levels sigma_BF. The network's estimate of x0 is x0 - sigma times the error.
+        """
         stream = self.stream(batch)
         clean = torch.cat([chunk.latents_BFCHW for chunk in stream], dim=1)
-        sigma_BK = self.levels.sample(clean.shape[0], len(stream)).to(clean)
+        sigma_BK = sigma_BK.to(clean)
         sigma_BF = sigma_BK.repeat_interleave(self.chunk_frames, dim=1)
         noise = gaussian(clean)
         sigma = sigma_BF[:, :, None, None, None]
@@ -338,38 +381,66 @@ class DenoiserStage(Stage):
         if drop is not None:
             drop = (drop[0].to(clean.device), drop[1].to(clean.device))
         velocity = predict_velocity(self.denoiser, self.memory_of(batch), inputs, sigma_BK, visibility=self.visibility, drop=drop)
-        error_BF = (velocity - (noise - clean)).square().mean(dim=(2, 3, 4))
-        return error_BF, sigma_BF, error_BF.mean()
+        return velocity - (noise - clean), clean, sigma_BF
+
+    def frame_error(self, squared_BFCHW: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of each of the stream's frames, error_BF."""
+        return squared_BFCHW.mean(dim=(2, 3, 4))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         error_BF, sigma_BF, loss = self.flow_matching(batch)
         self.log("train/loss", loss, prog_bar=True)
-        self.log_by_level("train", error_BF, sigma_BF)
+        self.log_by_level(error_BF, sigma_BF)
         return loss
+
+    def log_by_level(self, error_BF: Tensor, sigma_BF: Tensor) -> None:
+        """Log the mean error per bin of noise levels over the steps since the last time, on this process; empty bins are left out."""
+        self._by_level = level_sums(error_BF, sigma_BF) + self._by_level
+        if is_logged(self.trainer, self.global_step + 1):
+            means = {bin_name(low): total / count for (low, _), (total, count) in zip(LEVEL_BINS, self._by_level, strict=True) if count > 0}
+            self.log_dict({f"train/{name}": mean for name, mean in means.items()})
+            self._by_level = 0.0
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = HeldOutCurves(self.levels, self.num_chunks)
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):  # the same levels and noise at every validation: a smooth curve
             torch.manual_seed(batch_index)
-            error_BF, sigma_BF, loss = self.flow_matching(batch)
+            error_BF, _, loss = self.flow_matching(batch)
+            self.measure_held_out(batch, batch_index)
         self.log("val/loss", loss, sync_dist=True, batch_size=error_BF.shape[0])
-        self.log_by_level("val", error_BF, sigma_BF)
         return loss
 
-    def log_by_level(self, split: str, error_BF: Tensor, sigma_BF: Tensor) -> None:
-        """Log the mean error per bin of noise levels, of this process; bins that nothing fell into are left out."""
-        if split == "train" and self.global_step % max(self.trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
-            return
-        error_BF = error_BF.detach()
-        for low, high in LEVEL_BINS:
-            inside = (sigma_BF >= low) & (sigma_BF < high)
-            if inside.any():  # not averaged over processes: another one may have nothing in the bin
-                self.log(f"{split}/loss_sigma_{low:.2f}", error_BF[inside].mean(), batch_size=int(inside.sum()))
+    def measure_held_out(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the curves by noise level and to the statistics of the estimated latents: the same measure in every stage."""
+        assert self._held_out is not None
+        size, trainer = batch.latents_BFCHW.shape[0], self.trainer
+        sigma_BK = self._held_out.levels((batch_index * trainer.world_size + trainer.global_rank) * size, size)
+        error_BFCHW, clean, sigma_BF = self.velocity_error(batch, sigma_BK)
+        estimate = clean - sigma_BF[:, :, None, None, None] * error_BFCHW
+        self._held_out.add(self.frame_error(error_BFCHW.square(), batch), sigma_BF, latent_statistics(estimate, clean))
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._held_out is not None
+        means = self._held_out.means(self.trainer.strategy)
+        self.log_dict({f"val/{name}": mean for name, mean in means.items()})  # every process has the same
 
     def preview_clips(self, seconds: float, num_clips: int) -> list[PreviewClip]:
         """Short streamed clips of the validation set, for the eye and the ear."""
         from flowact.stages.preview import stream_preview
 
         return stream_preview(self, seconds, num_clips)
+
+
+def _told(ancestors: Sequence[Mapping[str, Any]]) -> str:
+    """What a run starts from, for people; the last ancestor is the checkpoint whose weights it took."""
+    *before, parent = ancestors
+    after = " after " + ", ".join(f"{one.get('stage')} (step {one.get('step')})" for one in before) if before else ""
+    kind = "moving average" if parent["moving_average"] else "trained weights, without a moving average"
+    made = parent["left_as_made"]
+    left = f"; {len(made)} that it lacks stay as they were made: {', '.join(made)}" if made else ", none left over on either side"
+    return f"stage {parent['stage']}, step {parent['step']}{after}; {kind}, {parent['matched']} tensors taken{left}"
 
 
 def _hashes(parent: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from ramp_dataset import STRIDE, caption_list, make_dataset, write_clip
 
 from flowact.data import FrameDataModule, ShardDataModule, ShardError, ShardWriter, encode_video
+from flowact.data.datamodule import around
 from flowact.data.schema import ColumnInfo, DatasetInfo, read_dataset, write_column, write_dataset
 from flowact.errors import UserError
 from flowact.types import Batch, FrameBatch
@@ -68,6 +69,31 @@ def test_a_caption_that_returns_shares_its_slot(ramp):
     assert index[0] == 0
     assert index[-1] == 0
     assert set(index) == {0, 1}  # talks, listens, talks
+
+
+def test_boxes_lie_around_those_of_the_same_pixel_frames(ramp):
+    data = module(ramp, boxes=True)
+    for batch in data.train_dataloader():
+        first_B = torch.tensor([int(key.split("@")[1]) for key in batch.keys])
+        start_BF = (first_B[:, None] + torch.arange(8)) * STRIDE + 1
+        end_BF = start_BF + STRIDE - 1
+        corners = [torch.stack([start_BF, start_BF, end_BF + 100, end_BF + 100], dim=-1) / 1000]
+        known = [start_BF + start_BF % 2, end_BF - end_BF % 2]
+        corners.append(torch.stack([known[0], known[0], known[1] + 100, known[1] + 100], dim=-1) / 1000)
+        assert torch.allclose(batch.boxes_BFX4, torch.stack(corners, dim=2), atol=1e-6)
+    assert next(iter(module(ramp).train_dataloader())).boxes_BFX4 is None
+
+
+def test_clips_without_boxes_are_named(tmp_path):
+    make_dataset(tmp_path, {"train": [60, 60, 60, 60], "val": [60]}, boxes=False)
+    with pytest.raises(UserError, match=r"4 of 4 clips .* no boxes of face and mouth, the first is train-000; set data.boxes to false"):
+        module(tmp_path, boxes=True)
+
+
+def test_boxes_of_nothing_are_unknown():
+    found = around(np.full((8, 2, 4), np.nan, np.float32), 4)
+    assert found.shape == (2, 2, 4)
+    assert np.isnan(found).all()
 
 
 def test_reference_pictures(ramp):

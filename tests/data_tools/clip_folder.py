@@ -43,6 +43,7 @@ def write_clip(folder: Path, key: str, *, frames: int = 21, identity: str | None
     (folder / f"{key}.ref.png").write_bytes(buffer.getvalue())
     if truth:
         np.save(folder / f"{key}.truth.npy", np.zeros((frames, 2), np.float32))
+        np.save(folder / f"{key}.boxes.npy", np.tile(np.array([0.2, 0.1, 0.8, 0.9], np.float32), (frames, 2, 1)))
     (folder / f"{key}.json").write_text(json.dumps(metadata))
     return folder / f"{key}.mp4"
 

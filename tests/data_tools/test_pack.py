@@ -32,8 +32,8 @@ def test_clips_are_copied_as_they_are(tmp_path):
     assert info.name == "clips"
     for split in ("train", "val"):
         for clip, members in iterate_samples(open_split(tmp_path / "out" / split)):
-            assert set(members) == {"json", "mp4", "ref.png", "states.npy", "truth.npy", "txt", "wav"}
-            for suffix in ("mp4", "wav", "ref.png", "truth.npy"):
+            assert set(members) == {"boxes.npy", "json", "mp4", "ref.png", "states.npy", "truth.npy", "txt", "wav"}
+            for suffix in ("mp4", "wav", "ref.png", "truth.npy", "boxes.npy"):
                 assert members[suffix] == (clips / f"{clip.key}.{suffix}").read_bytes()
             assert json.loads(members["json"])["split"] == split
             assert members["txt"] == b"talks rests"
@@ -122,17 +122,19 @@ def test_the_clips_own_split_is_kept(tmp_path, capsys):
 
 def test_bad_clips_are_listed_and_the_rest_is_packed(tmp_path, capsys):
     clips = write_folder(tmp_path / "clips", 3)
-    for key in ("silent", "short", "no-truth", "bad-states"):
+    for key in ("silent", "short", "no-truth", "bad-states", "bad-boxes"):
         write_clip(clips, key)
     (clips / "silent.wav").write_bytes(encode_sound(np.zeros(21 * 640, np.int16)))
     (clips / "short.wav").write_bytes(encode_sound(tone(20)))
     (clips / "no-truth.truth.npy").unlink()
     np.save(clips / "bad-states.states.npy", np.full(21, 9, np.uint8))
+    np.save(clips / "bad-boxes.boxes.npy", np.tile(np.array([0.8, 0.1, 0.2, 0.9], np.float32), (21, 2, 1)))
     assert pack(clips, tmp_path / "out", "--val-fraction", "0", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["splits"]["train"]["samples"] == 3
     reasons = {entry["name"]: entry["reason"] for entry in result["rejected"]}
-    assert set(reasons) == {"silent", "short", "no-truth", "bad-states"}
+    assert set(reasons) == {"silent", "short", "no-truth", "bad-states", "bad-boxes"}
+    assert "left <= right" in reasons["bad-boxes"]
     assert "12800 samples, 21 frames need 13440" in reasons["short"]
     assert json.loads((tmp_path / "out" / "rejected-train.json").read_text()) == result["rejected"]
 

@@ -22,7 +22,7 @@ from flowact.errors import UserError
 from flowact.types import SAMPLES_PER_FRAME, STATES
 
 SMALL = ("--train-identities", "3", "--val-identities", "1", "--seconds", "2", "--size", "48")
-SUFFIXES = {"mp4", "wav", "json", "states.npy", "truth.npy", "ref.png", "txt"}
+SUFFIXES = {"mp4", "wav", "json", "states.npy", "truth.npy", "boxes.npy", "ref.png", "txt"}
 
 
 def run(out: Path, *options: str) -> int:

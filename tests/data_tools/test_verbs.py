@@ -195,7 +195,7 @@ def test_a_clean_dataset(dataset, capsys):
     assert lint(dataset, capsys) == {"clips": 5, "frames": 105, "problems": [], "exclude": []}
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "wav", "json", "truth.npy", "ref.png"])
+@pytest.mark.parametrize("suffix", ["mp4", "wav", "json", "truth.npy", "boxes.npy", "ref.png"])
 def test_a_flipped_byte_names_its_clip(dataset, capsys, suffix):
     path = dataset / "train" / "000000.tar"
     entry = ShardIndex.read(path.with_suffix(".json")).samples[1]
