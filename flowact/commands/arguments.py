@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """What names a recipe on the command line."""
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a YAML file, or a packaged recipe such as quickstart/pretraining.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="values to replace, such as trainer.max_steps=100")
+
+
+def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is streamed."""
+    parser.add_argument(
+        "--micro-steps", type=int, metavar="M", help="evaluations per stair; 1 for a distilled model (default: as the checkpoint says, else 1)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=guidance_scales,
+        default=1.0,
+        metavar="W",
+        help="classifier-free guidance scale; 1 is none, any other doubles the evaluations but for a model that was distilled with scales as inputs, "
+        "which also takes one each as TEXT,AUDIO (default: %(default)s)",
+    )
+
+
+def guidance_scales(text: str) -> float | tuple[float, float]:
+    """One scale, or two with a comma between them: for text and for audio."""
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError:
+        scales = []
+    if not 1 <= len(scales) <= 2 or not all(math.isfinite(scale) for scale in scales):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as TEXT,AUDIO, such as 2 or 1,3")
+    return scales[0] if len(scales) == 1 else (scales[0], scales[1])

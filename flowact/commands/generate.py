@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowact.commands.arguments import add_stream_arguments
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,17 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, metavar="N", help="length; silence follows the end of the sound (default: the sound's length)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
-    parser.add_argument(
-        "--micro-steps", type=int, default=1, metavar="M", help="evaluations per stair; 1 for a distilled model (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--guidance",
-        type=guidance_scales,
-        default=1.0,
-        metavar="W",
-        help="classifier-free guidance scale; 1 is none, any other doubles the evaluations but for a model that was distilled with scales as inputs, "
-        "which also takes one each as TEXT,AUDIO (default: %(default)s)",
-    )
+    add_stream_arguments(parser)
     parser.add_argument("--scale", type=int, metavar="K", help="enlarge the picture K times (default: to about 384 pixels)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     parser.add_argument("--facts", metavar="FILE", help="also write those figures to a file")
@@ -88,17 +78,6 @@ def run(args: argparse.Namespace) -> int:
             f"{facts['evaluations_per_chunk']:g} evaluations a chunk; a prompt is seen {facts['prompt_to_motion_seconds']:g} s after it is set"
         )
     return 0
-
-
-def guidance_scales(text: str) -> float | tuple[float, float]:
-    """One scale, or two with a comma between them: for text and for audio."""
-    try:
-        scales = [float(part) for part in text.split(",")]
-    except ValueError:
-        scales = []
-    if not 1 <= len(scales) <= 2 or not all(math.isfinite(scale) for scale in scales):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as TEXT,AUDIO, such as 2 or 1,3")
-    return scales[0] if len(scales) == 1 else (scales[0], scales[1])
 
 
 def fit_length(samples: np.ndarray, length: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flowact.cli import main
-from flowact.commands.generate import fit_length, guidance_scales
+from flowact.commands.arguments import guidance_scales
+from flowact.commands.generate import fit_length
 
 
 def call(tmp_path: Path, **replaced: str) -> list[str]:
