@@ -97,7 +97,9 @@ class AudioMotionAlignment(SelfForcing):
         """See `DenoiserStage.setup`."""
         super().setup(stage)
         if any(self.weights.values()) and not getattr(self._data(), "boxes", False):
-            raise UserError(f"the loss is weighted inside boxes ({self.weights}) that the data do not carry: set data.boxes to true, or both weights to 0")
+            raise UserError(
+                f"the loss is weighted inside boxes ({self.weights}) that the data do not carry: set data.boxes to true, or both weights to 0"
+            )
         if stage == "fit" and self.audio_warmup:
             if self.audio_warmup >= self.trainer.max_steps:
                 raise UserError(
