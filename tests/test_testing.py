@@ -13,7 +13,7 @@ from flowact import registry, testing
 from flowact.autoencoders.causal import CausalVideoAutoencoder
 from flowact.characters.puppet import Puppet
 from flowact.conditioning import HashedText, LogMel
-from flowact.memory import GaussianMemory, GeneratedMemory, GroundTruthMemory, NoMemory, SlidingWindowMemory, StructuredMemory
+from flowact.memory import ErrorBufferMemory, GaussianMemory, GeneratedMemory, GroundTruthMemory, NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.models.mmdit import MMDiT
 from flowact.planning.base import TimedPrompt
 from flowact.planning.speech_activity import SpeechActivityPlanner
@@ -98,22 +98,45 @@ def test_shipped_corruptors_pass(corruptor):
 
 
 class Eager(GeneratedMemory):
-    def corrupt(self, history, regenerate, generator=None):
-        return super().corrupt(history, regenerate or (lambda chunks, sigma: list(chunks)), generator)
+    def make(self, history, offer, generator=None):
+        return super().make(history, replace(offer, checkpoint=offer.checkpoint or (lambda chunks, sigma: list(chunks))), generator)
 
 
 class Losing(GroundTruthMemory):
-    def corrupt(self, history, regenerate, generator=None):
-        return list(history)[1:]
+    def make(self, history, offer, generator=None):
+        return self.changed(list(history)[1:], False)
+
+    def corrupt(self, history, offer=None, generator=None):
+        return self.make(history, offer, generator)
 
 
-class Deaf(GroundTruthMemory):
-    def corrupt(self, history, regenerate, generator=None):
-        return [replace(chunk, audio_BFAD=torch.zeros_like(chunk.audio_BFAD)) for chunk in history]
+class Deaf(Losing):
+    def make(self, history, offer, generator=None):
+        return self.changed([replace(chunk, audio_BFAD=torch.zeros_like(chunk.audio_BFAD)) for chunk in history], False)
+
+
+class Skipping(GeneratedMemory):
+    def make(self, history, offer, generator=None):
+        if float(torch.rand((), generator=generator)) < 0.5:
+            return self.changed(history, False)
+        return super().make(history, offer, generator)
+
+
+class Forgetful(ErrorBufferMemory):
+    def restore(self, state):
+        self.errors = None
 
 
 @pytest.mark.parametrize(
-    ("corruptor", "law"), [(Eager(), "without a model it says so"), (Losing(), "as many chunks"), (Deaf(), "conditions are kept")]
+    ("corruptor", "law"),
+    [
+        (Eager(), "without a model it says so"),
+        (Losing(), "as many chunks"),
+        (Deaf(), "conditions are kept"),
+        (Skipping(), "does not decide how often a model is evaluated"),
+        (Forgetful(1.0), "a restored state goes on exactly"),
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_corruptor_that_breaks_a_law_is_told_which(corruptor, law):
     broken(testing.check_corruptor, corruptor, law)

@@ -67,8 +67,8 @@ def _zero(plan: Plan) -> Iterator[str]:
         )
     elif any(row.fits and row.states.zero == 2 for row in plan.memory_by_zero):
         yield "ZeRO stage 2 fits too, and does not gather the weights in each pass"
-    if frozen:
-        yield f"frozen networks are whole on every device whatever the ZeRO stage: {bytes_text(frozen)}"
+    if frozen and not plan.strategy.partition_frozen:
+        yield f"frozen networks are whole on every device: {bytes_text(frozen)}; strategy.partition_frozen shares them out"
 
 
 def _speed(plan: Plan) -> Iterator[str]:

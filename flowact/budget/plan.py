@@ -28,12 +28,12 @@ from flowact.machine import computes_bfloat16
 from flowact.models.attention import AttentionPlan
 from flowact.models.base import Denoiser
 from flowact.recipe import Recipe, check_recipe
-from flowact.sampling.pipeline import STREAM_CHUNKS, trained_shift, trained_visibility
+from flowact.sampling.pipeline import trained_staircase, trained_visibility
 from flowact.sampling.session import latency_budget
 from flowact.sampling.window import Guidance, WindowEngine
-from flowact.schedulers.staircase import Staircase
 from flowact.stages.base import DenoiserStage
 from flowact.stages.frozen import Frozen
+from flowact.stages.moving_target import MovingTarget
 from flowact.types import FRAMES_PER_SECOND, WindowLayout
 
 #: share of a device's peak; published trainings and streams of video transformers on Hopper reach 30 to 60 %
@@ -50,7 +50,7 @@ def make_plan(
     processes: int | None = None,
     zero: int | None = None,
     utilisation: float = UTILISATION,
-    micro_steps: int = 1,
+    micro_steps: int | None = None,
     guidance: float = 1.0,
 ) -> Plan:
     """The plan of a recipe.
@@ -62,7 +62,7 @@ def make_plan(
         processes: devices; None takes the trainer's.
         zero: ZeRO stage; None takes the strategy's.
         utilisation: share of the device's peak that is reached, in (0, 1].
-        micro_steps: M of the stream.
+        micro_steps: M of the stream; None takes the stage's.
         guidance: classifier-free guidance scale of the stream; 1 is none.
 
     Raises:
@@ -122,10 +122,16 @@ def _count(network: nn.Module, trained: bool = False) -> int:
 
 def _roles(stage: DenoiserStage, denoiser: Denoiser, base: int, averaged: bool) -> tuple[RoleSize, ...]:
     trained = [name for name, module in stage.named_children() if isinstance(module, Recorder)]
-    frozen = [name for name, value in vars(stage).items() if isinstance(value, Frozen)]
+    frozen = {name: value for name, value in vars(stage).items() if isinstance(value, Frozen)}
     total, own = _count(denoiser), _count(denoiser, trained=True)
     is_averaged = {name: averaged and getattr(stage, name) is stage.trained_module() for name in trained}
-    return (*(RoleSize(name, total, own, is_averaged[name]) for name in trained), *(RoleSize(name, base, 0) for name in frozen))
+    roles = (RoleSize(name, total, own, is_averaged[name]) for name in trained)
+    return (*roles, *(_frozen(name, holder, base, total, own) for name, holder in frozen.items()))
+
+
+def _frozen(name: str, holder: Frozen, base: int, total: int, trained: int) -> RoleSize:
+    """A teacher is a copy of the base; a target is one of the trained network, adapter included, with averages of what trains there."""
+    return RoleSize(name, total, 0, followed=trained) if isinstance(holder, MovingTarget) else RoleSize(name, base, 0)
 
 
 class _Measured:
@@ -257,11 +263,11 @@ def _memory(roles: tuple[RoleSize, ...], precision: Precision, strategy: Strateg
 
 
 def _stream(
-    measured: _Measured, stage: DenoiserStage, recorder: Recorder, device: Device, utilisation: float, micro_steps: int, guidance: float
+    measured: _Measured, stage: DenoiserStage, recorder: Recorder, device: Device, utilisation: float, micro_steps: int | None, guidance: float
 ) -> tuple[StreamPlan, WindowLayout]:
     """The stream, and the layout of its window."""
     arguments, facts = measured.source.arguments, measured.facts
-    staircase = Staircase(STREAM_CHUNKS, micro_steps, trained_shift(arguments))
+    staircase = trained_staircase(stage.lineage(), arguments, micro_steps)
     engine = WindowEngine(recorder, stage.memory, staircase, Guidance(guidance), visibility=trained_visibility(arguments))
     audio = facts.sizes.audio[0]
     evaluations = record_stream(engine, stage.chunk_frames, audio)

@@ -24,12 +24,14 @@ from flowact.sampling.window import WindowEngine
 from flowact.stages.base import DenoiserStage
 from flowact.stages.frozen import Frozen
 from flowact.stages.roles import SeveralRoles
-from flowact.types import Batch, Chunk, ConditionTokens, MemoryFeatures, WindowLayout
+from flowact.types import BOXES, Batch, Chunk, ConditionTokens, MemoryFeatures, WindowLayout
 
 #: training steps that are run; they draw what is random in a stage
 STEPS = 16
 #: steps of a stream that are averaged over once memory is full
 STREAMED = 4
+#: the recorded steps are the first of a training that is longer than any warm-up
+_NEVER = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Recorder(Denoiser):
         takes_guidance: likewise.
     """
 
+    audio_parameters = ("scale",)  # for stages that train sound apart
+
     def __init__(
         self,
         latent_channels: int,
@@ -111,7 +115,7 @@ class _Windows(pl.LightningDataModule):
 
     def __init__(self, network: Recorder, audio_per_latent: int, history_frames: int, window_frames: int) -> None:
         super().__init__()
-        self.history_frames, self.window_frames = history_frames, window_frames
+        self.history_frames, self.window_frames, self.boxes = history_frames, window_frames, True
         latent, text = (network.latent_channels, 2, 2), (1, network.text_width)
         audio = (audio_per_latent, network.audio_width)
         self.conditions = {"latent_shape": latent, "text_shape": text, "audio_shape": audio, "autoencoder_path": ""}
@@ -119,10 +123,18 @@ class _Windows(pl.LightningDataModule):
         frames = history_frames + window_frames
         latents, reference = torch.randn(1, frames, *latent), torch.randn(1, 1, *latent)
         captions = torch.randn(1, 1, *text)
-        self.batch = Batch(latents, reference, torch.randn(1, frames, *audio), captions, torch.zeros(1, frames, dtype=torch.long))
+        boxes, index = torch.zeros(1, frames, len(BOXES), 4), torch.zeros(1, frames, dtype=torch.long)
+        self.batch = Batch(latents, reference, torch.randn(1, frames, *audio), captions, index, boxes_BFX4=boxes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(_Endless(self.batch), batch_size=None)
+
+
+class _Average(pl.Callback):
+    """Stands where a recipe keeps its moving average, for stages that evaluate it: the recorder has nothing to average."""
+
+    def applied(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 class _Endless(torch.utils.data.IterableDataset[Batch]):
@@ -151,10 +163,11 @@ def record_training(stage: DenoiserStage, network: Recorder, audio_per_latent: i
         holder.copy_from(network)
     slowest = max(role.every for role in stage.roles().values()) if isinstance(stage, SeveralRoles) else 1
     steps = slowest * -(-STEPS // slowest)  # every role has its whole turns
-    silent: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings |= {"max_steps": _NEVER, "max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0}
     with torch.random.fork_rng(devices=[]), _silence():
         torch.manual_seed(0)
-        trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, limit_val_batches=0, **silent)
+        trainer = pl.Trainer(accelerator="cpu", devices=1, callbacks=[_Average()], **settings)
         data = _Windows(network, audio_per_latent, *data_frames)
         network.calls.clear()
         trainer.fit(stage, datamodule=data)

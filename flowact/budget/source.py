@@ -115,6 +115,7 @@ class Source:
             overlaps=self.trainer.get("accelerator") != "cpu" if overlaps is None else overlaps,
             offload_optimizer=settings.get("offload_optimizer", False),
             offload_parameters=settings.get("offload_parameters", False),
+            partition_frozen=settings.get("partition_frozen", False),
         ), assumed
 
 

@@ -32,6 +32,7 @@ class Strategy:
         overlaps: communication runs beside the backward pass, with a second bucket.
         offload_optimizer: the optimizer's part is not on the device.
         offload_parameters: weights are not on the device, but for those at work.
+        partition_frozen: under stage 3 frozen networks are shared out too.
     """
 
     processes: int = 1
@@ -40,6 +41,7 @@ class Strategy:
     overlaps: bool = True
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    partition_frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class RoleSize:
         parameters: all.
         trained: those that train.
         averaged: a moving average of what trains is kept.
+        followed: numbers of another network that it follows by a float32 average of its own, whole on each device.
     """
 
     name: str
     parameters: int
     trained: int
     averaged: bool = False
+    followed: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class States:
         gradients: as they are when the backward pass ends.
         optimizer: moments, and master weights where there are any.
         average: moving average.
-        frozen: weights of networks of which nothing trains; each device has them whole.
+        frozen: weights of networks of which nothing trains; each device has them whole, unless they are partitioned.
         buffers: communication buckets, and weights that are gathered for use.
     """
 
@@ -112,14 +116,18 @@ def states(roles: Sequence[RoleSize], precision: Precision, strategy: Strategy) 
         buffers = min(strategy.bucket_size, trained) * size * (2 if strategy.overlaps else 1)
     elif count > 1 and strategy.zero is None:
         buffers = trained * size  # DDP's buckets hold every gradient once more
+    frozen = sum(role.parameters for role in roles if not role.trained)
     if stage == 3:
         buffers += min(GATHERED_PARAMETERS, everything) * size
+        if strategy.partition_frozen:
+            buffers += min(GATHERED_PARAMETERS, frozen) * size
+            frozen = share(frozen, 3)
     return States(
         strategy.zero,
         0 if strategy.offload_parameters else share(everything * size, 3),
         share(trained * size, 2),
         0 if strategy.offload_optimizer else optimizer,
-        share(sum(role.trained for role in trains if role.averaged) * AVERAGE, 3),
-        sum(role.parameters for role in roles if not role.trained) * size,
+        share(sum(role.trained for role in trains if role.averaged) * AVERAGE, 3) + sum(role.followed for role in roles) * AVERAGE,
+        frozen * size,
         buffers,
     )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from flowact.errors import UserError
 from flowact.models.adapters import stored_names
-from flowact.strategies import gather_values, local_values, scatter_values
+from flowact.stages.curves import is_logged
+from flowact.strategies import gather_values, is_partitioned, local_values, scatter_values
 
 if TYPE_CHECKING:
     from flowact.stages.base import Stage
@@ -25,7 +26,7 @@ class ExponentialMovingAverage(Callback):
 
     After the t-th averaged step, ema = d ema + (1 - d) weights with d = min(decay, (1 + t) / (10 + t)): the warm-up keeps the
     random initialisation from lingering. Values are fp32; under ZeRO stage 3 every process averages its own share. Validation
-    inside fit sees the averaged weights.
+    inside fit sees the averaged weights. Logged are `ema/decay`, the last d, and `ema/distance`, see `distance`.
 
     Args:
         decay: weight of the past, in [0, 1).
@@ -80,9 +81,14 @@ class ExponentialMovingAverage(Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         update = cast("Stage", pl_module).num_updates
-        if update == self._last_update:
-            return  # gradients are still being accumulated, or it was another network's turn
-        self._last_update = update
+        if update != self._last_update:  # gradients are still being accumulated, or it was another network's turn
+            self._last_update = update
+            self._follow(update)
+        if is_logged(trainer, trainer.global_step):
+            decay = self.decay_at(self._num_updates - 1) if self._num_updates else 0.0
+            pl_module.log_dict({"ema/decay": decay, "ema/distance": self.distance(trainer)})
+
+    def _follow(self, update: int) -> None:
         values = [local_values(parameter) for parameter in self._parameters]
         if update <= self.start_step:
             torch._foreach_copy_(self._averages, values)
@@ -116,6 +122,17 @@ class ExponentialMovingAverage(Callback):
         finally:
             self._overwrite(kept)
 
+    @torch.no_grad()
+    def distance(self, trainer: Trainer) -> Tensor:
+        """|average - weights| / |weights| over all averaged parameters. Every process calls it."""
+        squares = torch.zeros(2, device=trainer.strategy.root_device)
+        for average, parameter in zip(self._averages, self._parameters, strict=True):
+            value = local_values(parameter).to(average)
+            squares += torch.stack([(average - value).square().sum(), value.square().sum()]).to(squares)
+        if any(is_partitioned(parameter) for parameter in self._parameters):
+            squares = trainer.strategy.reduce(squares, reduce_op="sum")
+        return (squares[0] / squares[1].clamp_min(torch.finfo(squares.dtype).tiny)).sqrt()
+
     def averages(self) -> dict[str, Tensor]:
         """Full fp32 averages by name on the CPU, on the process with rank 0; empty on others. Every process calls it."""
         full = {name: gather_values(average, p) for name, average, p in zip(self._names, self._averages, self._parameters)}
@@ -132,7 +149,12 @@ class ExponentialMovingAverage(Callback):
     @torch.no_grad()
     def _overwrite(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self._parameters, values):
-            local_values(parameter).copy_(value)
+            share = local_values(parameter)
+            share.copy_(value)
+            if getattr(parameter, "ds_persist", False):  # ZeRO 3 keeps small parameters whole on every process, beside their shares
+                whole = gather_values(share, parameter)
+                if parameter.data.shape == whole.shape:
+                    parameter.data.copy_(whole)
 
 
 def moving_average(trainer: Trainer) -> ExponentialMovingAverage | None:

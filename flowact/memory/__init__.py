@@ -1,12 +1,22 @@
 """Memory banks and corruptors."""
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.corruptors import GaussianMemory, GeneratedMemory, GroundTruthMemory, MemoryCorruptor
+from flowact.memory.corruptors import (
+    CorruptorChain,
+    ErrorBufferMemory,
+    GaussianMemory,
+    GeneratedMemory,
+    GroundTruthMemory,
+    MemoryCorruptor,
+    RolloutMemory,
+)
 from flowact.memory.none import NoMemory
 from flowact.memory.sliding import SlidingWindowMemory
 from flowact.memory.structured import MemoryState, StructuredMemory, reference_chunk
 
 __all__ = [
+    "CorruptorChain",
+    "ErrorBufferMemory",
     "GaussianMemory",
     "GeneratedMemory",
     "GroundTruthMemory",
@@ -14,6 +24,7 @@ __all__ = [
     "MemoryCorruptor",
     "MemoryState",
     "NoMemory",
+    "RolloutMemory",
     "SlidingWindowMemory",
     "StructuredMemory",
     "reference_chunk",

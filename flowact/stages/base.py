@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -23,15 +26,17 @@ from flowact.models.adapters import Adapter, FullFinetune
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
-from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, bin_name, gradient_norm, is_logged, latent_statistics, level_sums, partitioning_engine
-from flowact.strategies import full_fp32_weights
+from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, bin_name, gradient_norm, is_logged, level_sums, partitioning_engine
+from flowact.strategies import check_strategy, full_fp32_weights, step_was_skipped
 from flowact.types import Batch, Chunk, MemoryView, Visibility
 
 if TYPE_CHECKING:
-    from flowact.stages.preview import PreviewClip
+    from flowact.stages.preview import PreviewClip, PreviewInput
 
 #: key of the base's hashes in a trainer's state
 _BASE = "flowact_base"
+#: number of skipped steps in a trainer's state
+_SKIPPED = "flowact_skipped"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Stage(pl.LightningModule):
     Attributes:
         recipe: the resolved recipe; set by `flowact fit`, stored in every checkpoint.
         ancestors: checkpoints that the weights descend from, oldest first.
+        num_skipped: training steps that changed nothing, because loss or gradient was not finite.
     """
 
     #: name in reports and checkpoints
@@ -94,6 +100,7 @@ class Stage(pl.LightningModule):
         self._parent_lineage: dict[str, Any] | None = None
         self._parent: dict[str, Any] | None = None
         self._is_adapted = False
+        self.num_skipped = 0
 
     @abstractmethod
     def trained_module(self) -> nn.Module:
@@ -101,8 +108,8 @@ class Stage(pl.LightningModule):
 
     @property
     def num_updates(self) -> int:
-        """How often the trained network was updated: in every training step, unless the stage trains several networks in turns."""
-        return self.global_step
+        """How often the trained network was updated: in every training step that was not skipped, or in its turns if there are several networks."""
+        return self.global_step - self.num_skipped
 
     @abstractmethod
     def lineage(self) -> dict[str, Any]:
@@ -171,6 +178,7 @@ class Stage(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Under an adapter the trainer's state holds what is trained; the rest comes from `init_from`."""
+        checkpoint[_SKIPPED] = self.num_skipped
         if self._is_adapted:
             frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
             checkpoint["state_dict"] = {name: value for name, value in checkpoint.get("state_dict", {}).items() if name not in frozen}
@@ -182,6 +190,7 @@ class Stage(pl.LightningModule):
         Raises:
             UserError: `init_from` holds other weights than those that the run was trained beside.
         """
+        self.num_skipped = checkpoint.get(_SKIPPED, 0)
         if not self._is_adapted:
             return
         if checkpoint.get(_BASE) != _hashes(self._parent):
@@ -198,20 +207,31 @@ class Stage(pl.LightningModule):
         if self.automatic_optimization and is_logged(self.trainer, self.global_step + 1):
             self.log_dict({"train/lr": optimizer.param_groups[0]["lr"], "train/updates": float(self.num_updates + 1)})
             if partitioning_engine(self.trainer) is None:
-                self.log("train/grad_norm", gradient_norm(self.trained_module()))
+                self._log_norm(gradient_norm(self.trained_module()))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Log the gradient's norm where only the engine knows it."""
-        if self.automatic_optimization and is_logged(self.trainer, self.global_step):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step; then log the gradient's norm where only the engine knows it."""
+        super().optimizer_step(*args, **kwargs)
+        if is_logged(self.trainer, self.global_step + 1):
             engine = partitioning_engine(self.trainer)
-            norm = engine.get_global_grad_norm() if engine is not None else None
-            if norm is not None:
-                self.log("train/grad_norm", float(norm))
+            self._log_norm(engine.get_global_grad_norm() if engine is not None else None)
+
+    def _log_norm(self, norm: Tensor | float | None) -> None:
+        if norm is not None:
+            self.log("train/grad_norm", float(norm))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """After a step that was skipped the schedule stays where it is."""
+        if step_was_skipped(self.trainer.optimizers[0]):
+            self.num_skipped += 1
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> Any:
         total_steps = self.trainer.max_steps
         if total_steps < 1:
             raise UserError(f"trainer.max_steps is {total_steps}; stages train by steps, set it to the number of optimizer steps")
+        check_strategy(self.trainer.strategy)
         optimizer = self.optimizer.build(self.trained_module())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.rate(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -387,6 +407,17 @@ class DenoiserStage(Stage):
         """Mean squared error of each of the stream's frames, error_BF."""
         return squared_BFCHW.mean(dim=(2, 3, 4))
 
+    def shared_generator(self, purpose: str) -> torch.Generator | None:
+        """Randomness of the run's seed, the number of the training batch and a purpose: the same on every process and in a resumed run.
+
+        Whatever decides how many evaluations a step takes is drawn from it, because partitioned weights need as many on each process.
+        Without a trainer it is None, torch's own generator.
+        """
+        if self._trainer is None:
+            return None
+        words = (int(os.environ.get("PL_GLOBAL_SEED", "0")), max(self.trainer.fit_loop.total_batch_idx, 0), zlib.crc32(purpose.encode()))
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         error_BF, sigma_BF, loss = self.flow_matching(batch)
         self.log("train/loss", loss, prog_bar=True)
@@ -419,18 +450,18 @@ class DenoiserStage(Stage):
         sigma_BK = self._held_out.levels((batch_index * trainer.world_size + trainer.global_rank) * size, size)
         error_BFCHW, clean, sigma_BF = self.velocity_error(batch, sigma_BK)
         estimate = clean - sigma_BF[:, :, None, None, None] * error_BFCHW
-        self._held_out.add(self.frame_error(error_BFCHW.square(), batch), sigma_BF, latent_statistics(estimate, clean))
+        self._held_out.add(self.frame_error(error_BFCHW.square(), batch), sigma_BF, estimate, clean)
 
     def on_validation_epoch_end(self) -> None:
         assert self._held_out is not None
         means = self._held_out.means(self.trainer.strategy)
         self.log_dict({f"val/{name}": mean for name, mean in means.items()})  # every process has the same
 
-    def preview_clips(self, seconds: float, num_clips: int) -> list[PreviewClip]:
-        """Short streamed clips of the validation set, for the eye and the ear."""
+    def preview_clips(self, seconds: float, num_clips: int, inputs: Sequence[PreviewInput] = ()) -> list[PreviewClip]:
+        """Short streamed clips of these inputs, or of the validation set, for the eye and the ear."""
         from flowact.stages.preview import stream_preview
 
-        return stream_preview(self, seconds, num_clips)
+        return stream_preview(self, seconds, num_clips, inputs)
 
 
 def _told(ancestors: Sequence[Mapping[str, Any]]) -> str:

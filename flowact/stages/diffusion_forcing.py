@@ -34,6 +34,10 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         optimizer: optimizer and schedule.
         allow_lineage: see `DenoiserStage`.
         adapter: see `DenoiserStage`.
+        micro_steps: M, evaluations per stair in streams of the checkpoint, unless they are asked for another; training does not depend on it.
+
+    Raises:
+        ValueError: a start outside [0, 1], or micro_steps below 1.
     """
 
     name = "diffusion_forcing"
@@ -51,15 +55,22 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         optimizer: AdamW | None = None,
         allow_lineage: Sequence[str] = (),
         adapter: Adapter | None = None,
+        micro_steps: int = 1,
     ) -> None:
         memory, levels = memory or StructuredMemory(), levels or MixedLevels()
         super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, dropout, visibility, optimizer, allow_lineage, adapter)
+        if not 0 <= start <= 1:
+            raise ValueError(f"start is a probability in [0, 1], got {start}")
+        if micro_steps < 1:
+            raise ValueError(f"micro_steps is {micro_steps}; a chunk is evaluated at least 1 time on each stair, several times if it has one stair")
         self.start = start
+        self.micro_steps = micro_steps
 
     def history(self, batch: Batch) -> list[Chunk]:
-        """The chunks before the stream; sometimes only the last few, so that memory is partly filled."""
+        """The chunks before the stream; sometimes only the last few, on every process as many, so that memory is partly filled."""
         chunks = super().history(batch)
-        if self.training and chunks and float(torch.rand(())) < self.start:
-            kept = int(torch.randint(len(chunks), ()))
+        generator = self.shared_generator("history")
+        if self.training and chunks and float(torch.rand((), generator=generator)) < self.start:
+            kept = int(torch.randint(len(chunks), (), generator=generator))
             return chunks[len(chunks) - kept :]
         return chunks

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.corruptors import MemoryCorruptor
+from flowact.memory.corruptors import Corruption, MemoryCorruptor, Offer
 from flowact.testing.laws import ensure, refuses, same, seeded, tensors_of
 from flowact.types import (
     Chunk,
@@ -114,22 +115,58 @@ def check_corruptor(corruptor: MemoryCorruptor, *, chunk_frames: int = 3, num_ch
     """The laws of `MemoryCorruptor`."""
     history = [_chunk(chunk_frames, seed=i) for i in range(num_chunks)]
     before = [tensor.clone() for tensor in tensors_of(history)]
+    weight = torch.ones((), requires_grad=True)
+    calls: list[str] = []
 
-    def regenerate(chunks: Sequence[Chunk], sigma_B: Tensor) -> list[Chunk]:
+    def regenerate(source: str, chunks: Sequence[Chunk], sigma_B: Tensor) -> list[Chunk]:
+        calls.append(source)
         ensure(sigma_B.shape == (2,), corruptor, "regenerate is given one noise level per sample", str(tuple(sigma_B.shape)))
         ensure(((sigma_B >= 0) & (sigma_B <= 1)).all(), corruptor, "noise levels lie in [0, 1]")
-        return [Chunk(chunk.latents_BFCHW + 1, chunk.audio_BFAD, chunk.text_BLD) for chunk in chunks]
+        return [Chunk(weight * chunk.latents_BFCHW + 1, chunk.audio_BFAD, chunk.text_BLD) for chunk in chunks]
 
-    made = corruptor.corrupt(history, regenerate, seeded(0))
-    again = corruptor.corrupt(history, regenerate, seeded(0))
-    ensure(len(made) == num_chunks, corruptor, "as many chunks come out as go in", str(len(made)))
-    for clean, changed in zip(history, made, strict=True):
+    def roll_out(chunks: Sequence[Chunk], streamed: int, micro_steps: int, shift: float) -> list[Chunk]:
+        calls.append(f"rollout of {streamed}")
+        ensure(1 <= streamed <= len(chunks), corruptor, "no more chunks are streamed than history has", str(streamed))
+        return [Chunk(weight * chunk.latents_BFCHW + 1, chunk.audio_BFAD, chunk.text_BLD, identity=i) for i, chunk in enumerate(chunks)]
+
+    def offer(shared: int) -> Offer:
+        by = {source: partial(regenerate, source) for source in ("checkpoint", "average")}
+        return Offer(**by, rollout=roll_out, step=1, total_steps=1, shared=seeded(shared))
+
+    if "errors" in corruptor.needs:
+        corruptor.observe(torch.randn(2, 8 * chunk_frames, 3, 4, 4, generator=seeded(1)), torch.linspace(0, 1, 8).expand(2, -1), seeded(2))
+    state = corruptor.state()
+    for seed in range(4):
+        calls.clear()
+        made = corruptor.corrupt(history, offer(seed), seeded(seed))
+        evaluated = tuple(calls)
+        _check_corruption(corruptor, history, made)
+        again = corruptor.corrupt(history, offer(seed), seeded(seed))
+        ensure(all(same(a, b) for a, b in zip(tensors_of(made), tensors_of(again), strict=True)), corruptor, "the generators alone decide")
+        calls.clear()
+        other = corruptor.corrupt(history, offer(seed), seeded(100 + seed))
+        alike = (made.by, evaluated) == (other.by, tuple(calls))
+        ensure(alike, corruptor, "what one process draws does not decide how often a model is evaluated", f"{evaluated} and {tuple(calls)}")
+        corruptor.restore(state)
+        again = corruptor.corrupt(history, offer(seed), seeded(seed))
+        ensure(all(same(a, b) for a, b in zip(tensors_of(made), tensors_of(again), strict=True)), corruptor, "a restored state goes on exactly")
+    ensure(all(same(a, b) for a, b in zip(before, tensors_of(history), strict=True)), corruptor, "the history it is given stays as it is")
+    ensure(bool(state) == corruptor.has_state, corruptor, "has_state says whether there is a state", str(list(state)))
+    if corruptor.needs - {"errors"}:
+        tries = [lambda seed=seed: corruptor.corrupt(history, Offer(shared=seeded(seed)), seeded(0)) for seed in range(64)]
+        refuses(lambda: [attempt() for attempt in tries], corruptor, "without a model it says so")
+
+
+def _check_corruption(corruptor: MemoryCorruptor, history: Sequence[Chunk], made: Corruption) -> None:
+    ensure(len(made.history) == len(history), corruptor, "as many chunks come out as go in", str(len(made.history)))
+    ensure(made.by in corruptor.names, corruptor, "`by` is one of its names", made.by)
+    ensure(made.chosen_B.shape == (2,) and made.chosen_B.dtype == torch.bool, corruptor, "chosen_B is one boolean per sample")
+    for clean, changed in zip(history, made.history, strict=True):
         ensure(changed.latents_BFCHW.shape == clean.latents_BFCHW.shape, corruptor, "shapes are kept")
         conditions = same(changed.audio_BFAD, clean.audio_BFAD) and same(changed.text_BLD, clean.text_BLD)
         ensure(conditions, corruptor, "conditions are kept")
         ensure(torch.isfinite(changed.latents_BFCHW).all(), corruptor, "latents are finite")
         ensure(not changed.latents_BFCHW.requires_grad, corruptor, "no gradient flows into the result")
-    ensure(all(same(a, b) for a, b in zip(before, tensors_of(history), strict=True)), corruptor, "the history it is given stays as it is")
-    ensure(all(same(a, b) for a, b in zip(tensors_of(made), tensors_of(again), strict=True)), corruptor, "the generator alone decides")
-    if corruptor.needs_model:
-        refuses(lambda: corruptor.corrupt(history, None, seeded(0)), corruptor, "without a model it says so")
+        ensure(changed.identity is None, corruptor, "changed chunks have no number of a stream", str(changed.identity))
+        kept = ~made.chosen_B
+        ensure(same(changed.latents_BFCHW[kept], clean.latents_BFCHW[kept]), corruptor, "samples that were not chosen stay clean")

@@ -24,7 +24,7 @@ from flowact.budget.source import Source
 from flowact.budget.states import Strategy
 from flowact.data.schema import ColumnInfo, write_column
 from flowact.errors import UserError
-from flowact.recipe import check_recipe, load_recipe, packaged_recipes
+from flowact.recipe import load_recipe
 from flowact.registry import load_class
 from flowact.signatures import build
 from flowact.types import FULL_VISIBILITY, Batch, Segment, WindowLayout
@@ -382,36 +382,3 @@ def test_the_help_says_the_default_share_of_the_peak():
     from flowact import cli
 
     assert f"default: {UTILISATION:g};" in " ".join(cli.build_parsers("plan")[1]["plan"].format_help().split())
-
-
-# --- real-size recipes
-
-
-BASE = [name for name in packaged_recipes() if name.startswith("base/") and not Path(name).name.startswith("_")]
-
-
-@pytest.mark.parametrize("name", BASE)
-def test_a_real_size_recipe_is_built_on_the_meta_device(name):
-    recipe = load_recipe(name)
-    check_recipe(recipe)
-    source = Source(recipe)
-    denoiser = source.outline()
-    stage, _ = source.recording_stage(denoiser)
-    assert sum(parameter.numel() for parameter in denoiser.parameters()) == 1_280_001_600
-    assert (source.data.history_frames, source.data.window_frames) == (stage.history_frames, stage.num_chunks * stage.chunk_frames)
-    assert all(parameter.is_meta for parameter in denoiser.parameters())
-
-
-@pytest.mark.slow  # each takes as long as all tests above
-@pytest.mark.parametrize("name", BASE)
-def test_the_header_of_a_real_size_recipe_says_what_its_plan_says(name):
-    recipe = load_recipe(name)
-    plan = make_plan(recipe, H100, wishes=Wishes(size=(480, 832)))
-    about, trainer = recipe.config["about"], recipe.config["trainer"]
-    assert plan.memory.fits
-    assert f"{plan.memory.peak_bytes / (1 << 30):.0f} GiB of each" in about["hardware"]
-    assert f"{trainer['devices']} GPUs" in about["hardware"]
-    hours = plan.training.seconds_per_step * trainer["max_steps"] / 3600
-    assert about["time"].startswith(f"{hours:.0f} hours as planned, at {100 * UTILISATION:.0f} % of an H100's peak")
-    assert next(segment.visual for segment in plan.tokens.segments if segment.kind == "stream") == 3 * 1560
-    assert plan.warnings == ()

@@ -8,8 +8,7 @@ from torch import nn
 
 from flowact.budget.recording import Recorder, record_stream, record_training
 from flowact.errors import UserError
-from flowact.memory import NoMemory, StructuredMemory
-from flowact.memory.corruptors import GroundTruthMemory
+from flowact.memory import GeneratedMemory, GroundTruthMemory, NoMemory, RolloutMemory, StructuredMemory
 from flowact.sampling.window import Guidance, WindowEngine
 from flowact.schedulers.staircase import Staircase
 from flowact.stages import ChunkwiseDiffusionForcing, DistributionMatching, FlowMatchingPretraining, SelfForcing, StepDistillation
@@ -50,6 +49,12 @@ def test_generated_memory_costs_evaluations_of_the_intermediate_checkpoint():
     assert ("intermediate", False) not in rates(SelfForcing(recorder(), corruptor=GroundTruthMemory()))
     some = rates(SelfForcing(recorder(), memory=StructuredMemory(long=3), start=1.0))
     assert 0 < some["intermediate", False] < 2
+
+
+@pytest.mark.parametrize(("corruptor", "evaluations"), [(GeneratedMemory(by="average"), 2), (RolloutMemory(chunks=3, micro_steps=4), 12)])
+def test_memory_of_the_trained_network_costs_evaluations_of_it(corruptor, evaluations):
+    stage = SelfForcing(recorder(), memory=StructuredMemory(long=3), corruptor=corruptor, start=0.0)
+    assert rates(stage) == {("denoiser", True): 1, ("denoiser", False): evaluations}
 
 
 @pytest.mark.parametrize(("guidance", "halves"), [(1.0, 1), (2.0, 2)])

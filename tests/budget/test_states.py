@@ -115,3 +115,15 @@ def test_an_adapter_trains_little_beside_whole_weights():
 def test_frozen_networks_are_whole_everywhere_and_offloading_empties_the_device():
     found = states([ROLE, RoleSize("teacher", 500, 0)], MIXED, Strategy(4, 3, offload_optimizer=True, offload_parameters=True))
     assert (found.frozen, found.optimizer, found.weights) == (2000, 0, 0)
+
+
+def test_frozen_networks_are_shared_out_where_the_strategy_says_so_and_stage_three_can():
+    roles = [ROLE, RoleSize("teacher", 500, 0)]
+    whole, shared = (states(roles, MIXED, Strategy(4, 3, partition_frozen=partitioned)) for partitioned in (False, True))
+    assert (shared.frozen, shared.buffers - whole.buffers) == (whole.frozen // 4, 2000)
+    assert states(roles, MIXED, Strategy(4, 2, partition_frozen=True)).frozen == whole.frozen == 2000
+
+
+def test_a_network_that_follows_another_by_an_average_keeps_that_average_whole():
+    found = states([ROLE, RoleSize("target", 500, 0, followed=10)], TRUE, Strategy(4, 3))
+    assert found.average - states([ROLE], TRUE, Strategy(4, 3)).average == 40
