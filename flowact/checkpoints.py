@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,7 +42,13 @@ SCHEMA = 1
 KIND = "flowact-checkpoint"
 MANIFEST = "manifest.json"
 ENGINE = "engine"
-COMPARED = ("latent_space", "chunk_frames", "fps", "encoders")
+#: entries of a lineage that weights depend on, and what brings a difference into line
+COMPARED = {
+    "latent_space": "encode the latents with the checkpoint's autoencoder (flowact-data encode latents), or name it in data.init_args.latents",
+    "chunk_frames": "set model.init_args.chunk_frames, and the memory's and the data's windows with it, to the checkpoint's",
+    "fps": "encode clips of the checkpoint's frame rate",
+    "encoders": "encode captions and sound with the checkpoint's encoders, or name their columns in data.init_args.text and audio",
+}
 #: stage in the lineage of weights that were trained elsewhere (`flowact convert`)
 IMPORTED = "imported"
 
@@ -150,6 +157,16 @@ class Checkpoint:
         """How descendants name this checkpoint and check that it is the same."""
         facts = {"stage": self.lineage.get("stage"), "step": self.lineage.get("step")}
         return {"path": str(self.path.resolve()), **facts, **_hashes(self.path)}
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file of weights, by name; an autoencoder's among them."""
+        files = _read_manifest(self.path)["files"]
+        return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors") and not name.startswith(f"{ENGINE}/")}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the trained weights by name, without reading the numbers."""
+        with safe_open(self.path / self.weights_name, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
     def ema(self) -> dict[str, Tensor]:
         """The moving average alone; empty if there is none."""
@@ -527,19 +544,22 @@ def check_compatible(lineage_a: Mapping[str, Any], lineage_b: Mapping[str, Any],
         allow: names among `COMPARED` that may differ.
 
     Raises:
-        UserError: naming both values and how to allow the difference.
+        UserError: naming for each difference both values and what brings them into line, and how to allow it.
     """
-    allowed = set(allow)
-    if unknown := allowed - set(COMPARED):
-        raise UserError(f"allow={sorted(unknown)}: what may differ is one of {', '.join(COMPARED)}.")
+    asked = allowed = set(allow)
+    if unknown := asked - COMPARED.keys():
+        raise UserError(f"allow_lineage={sorted(unknown)}: what may differ is one of {', '.join(COMPARED)}.")
     if lineage_a.get("stage") == IMPORTED:
-        allowed |= set(COMPARED) - lineage_a.keys()
+        allowed = asked | (COMPARED.keys() - lineage_a.keys())
     differing = [name for name in COMPARED if name not in allowed and lineage_a.get(name) != lineage_b.get(name)]
     if differing:
         lines = "".join(
-            f"\n  {name}: {json.dumps(lineage_a.get(name))} in the checkpoint, {json.dumps(lineage_b.get(name))} in this run" for name in differing
+            f"\n  {name}: {json.dumps(lineage_a.get(name))} in the checkpoint, {json.dumps(lineage_b.get(name))} in this run; {COMPARED[name]}"
+            for name in differing
         )
-        raise UserError(f"the checkpoint's weights mean something else here:{lines}\nTo take them nevertheless, allow={differing}.")
+        whose = f"the checkpoint's weights (stage {lineage_a.get('stage')}, step {lineage_a.get('step')}) mean something else here"
+        allowing = json.dumps(sorted(asked.union(differing)))
+        raise UserError(f"{whose}:{lines}\nTo take them nevertheless, set model.init_args.allow_lineage={allowing}.")
 
 
 def _not_allowed(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import flowact.checkpoints as checkpoints
-from flowact.checkpoints import check_compatible, latest_checkpoint, load_into, open_checkpoint, write_checkpoint
+from flowact.checkpoints import COMPARED, check_compatible, latest_checkpoint, load_into, open_checkpoint, write_checkpoint
 from flowact.errors import UserError
 
 LINEAGE = {
@@ -225,6 +225,25 @@ def test_an_absent_checkpoint_names_its_neighbours(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path / "nowhere")
 
 
+def test_every_difference_of_two_lineages_is_told_and_what_was_allowed_before_stays_allowed() -> None:
+    with pytest.raises(UserError) as caught:
+        check_compatible(LINEAGE, LINEAGE | {"fps": 30, "chunk_frames": 4, "latent_space": "ffff0000"}, allow=["fps"])
+    message = str(caught.value)
+    assert "stage pretraining, step 3" in message
+    assert "chunk_frames: 3 in the checkpoint, 4 in this run" in message
+    assert 'latent_space: "0123abcd" in the checkpoint, "ffff0000" in this run' in message
+    assert "\n  fps" not in message
+    assert 'allow_lineage=["chunk_frames", "fps", "latent_space"]' in message
+
+
+def test_hashes_and_shapes_are_read_without_the_numbers(tmp_path: Path) -> None:
+    checkpoint, other = open_checkpoint(write(tmp_path / "a")), open_checkpoint(write(tmp_path / "b", value=2.0))
+    assert checkpoint.shapes() == {"weight": (2, 3), "bias": (2,)}
+    assert checkpoint.hashes()["denoiser.safetensors"] == checkpoint.weights_sha256
+    assert checkpoint.hashes().keys() == {"denoiser.safetensors", "ema.safetensors"}
+    assert all(checkpoint.hashes()[name] != sha256 for name, sha256 in other.hashes().items())
+
+
 def test_loading_lists_every_problem_and_changes_nothing() -> None:
     module = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -255,7 +274,8 @@ def test_incompatible_lineages_name_both_values(name: str, other: object) -> Non
         check_compatible(LINEAGE, changed)
     assert json.dumps(LINEAGE[name]) in str(caught.value)
     assert json.dumps(other) in str(caught.value)
-    assert f"allow=['{name}']" in str(caught.value)
+    assert COMPARED[name] in str(caught.value)
+    assert f'model.init_args.allow_lineage=["{name}"]' in str(caught.value)
     check_compatible(LINEAGE, changed, allow=[name])
     with pytest.raises(UserError, match="one of"):
         check_compatible(LINEAGE, changed, allow=["everything"])

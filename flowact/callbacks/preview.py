@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +18,9 @@ from PIL import Image
 from torch import nn
 
 from flowact.callbacks.ema import moving_average
+from flowact.callbacks.throughput import Throughput
 from flowact.errors import UserError
+from flowact.stages.preview import PreviewInput
 from flowact.strategies import is_partitioned
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE
 
@@ -26,26 +30,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: longer side of the films in TensorBoard, and how many frames of a video each of their pictures stands for
+_FILM_PIXELS, _FILM_STRIDE = 256, 2
+
 
 class StreamPreview(Callback):
     """Stream clips with the averaged weights now and then, and write them to `media/` in the log folder.
 
-    Each clip becomes an mp4 with sound and a contact sheet; sheet, sound and caption also go to TensorBoard. The stage provides
-    `preview_clips(seconds, num_clips) -> list[PreviewClip]`. Clips of different steps start from the same random numbers, and
-    training draws what it would have drawn without them.
+    Each clip becomes an mp4 with sound and a contact sheet; sheet, a silent film, sound and caption also go to TensorBoard, and so do the means of
+    `PreviewClip.statistics` as `preview/drift`, `preview/saturation` and `preview/motion`. The stage provides
+    `preview_clips(seconds, num_clips) -> list[PreviewClip]`, with the inputs as a third argument where there are some. Clips of different steps start
+    from the same random numbers, and training draws what it would have drawn without them.
 
     Args:
         every_n_steps: optimizer steps between previews.
         seconds: duration of a clip.
-        num_clips: clips per preview.
+        num_clips: clips per preview, the first of the validation set.
         sheet_frames: pictures on a contact sheet.
         scale: whole number by which the video is enlarged.
+        clips: pictures, sounds and prompts to stream in place of the validation set.
 
     Raises:
-        UserError: a number that is not positive, or a stage without `preview_clips`.
+        UserError: a number that is not positive, a stage without `preview_clips`, or a file that is not there.
     """
 
-    def __init__(self, every_n_steps: int, seconds: float = 4.0, num_clips: int = 2, sheet_frames: int = 8, scale: int = 1) -> None:
+    def __init__(
+        self,
+        every_n_steps: int,
+        seconds: float = 4.0,
+        num_clips: int = 2,
+        sheet_frames: int = 8,
+        scale: int = 1,
+        clips: Sequence[PreviewInput] = (),
+    ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("seconds", seconds), ("num_clips", num_clips), ("sheet_frames", sheet_frames)):
             if value <= 0:
                 raise UserError(f"{name} of StreamPreview is {value}; it is above 0.")
@@ -54,12 +71,15 @@ class StreamPreview(Callback):
         self.num_clips = num_clips
         self.sheet_frames = sheet_frames
         self.scale = scale
+        self.clips = tuple(clips)
         self._folder = Path()
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not callable(getattr(pl_module, "preview_clips", None)):
             raise UserError(f"StreamPreview needs a stage with preview_clips(seconds, num_clips); {type(pl_module).__name__} has none.")
+        for given in self.clips:
+            given.check()
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "media"  # a collective operation, so not later
         self._last_step = trainer.global_step
 
@@ -72,7 +92,11 @@ class StreamPreview(Callback):
         if not (trainer.is_global_zero or sharded):
             return  # the others wait at the next reduction of gradients
         clips = self._stream(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                callback.interrupted = True
         if trainer.is_global_zero:
+            self._log(trainer, clips, step)
             try:
                 self._write(trainer, clips, step)
             except OSError as error:
@@ -82,7 +106,17 @@ class StreamPreview(Callback):
         average = moving_average(trainer)
         weights = average.applied() if average is not None and average.is_ready else nullcontext()
         with weights, _evaluating(pl_module), _generators_kept(), torch.no_grad(), trainer.precision_plugin.forward_context():
-            return cast("DenoiserStage", pl_module).preview_clips(self.seconds, self.num_clips)
+            inputs = (self.clips,) if self.clips else ()
+            return cast("DenoiserStage", pl_module).preview_clips(self.seconds, self.num_clips, *inputs)
+
+    def _log(self, trainer: Trainer, clips: Sequence[PreviewClip], step: int) -> None:
+        """Log the means over clips, of those that every clip has."""
+        found = [clip.statistics() for clip in clips]
+        names = [name for name in found[0] if all(name in one for one in found)] if found else []
+        means = {f"preview/{name}": statistics.fmean(one[name] for one in found) for name in names}
+        trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})  # for callbacks that watch a figure
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=step)
 
     def _write(self, trainer: Trainer, clips: Sequence[PreviewClip], step: int) -> None:
         from flowact.writers.mp4 import Mp4Writer
@@ -98,8 +132,25 @@ class StreamPreview(Callback):
             Image.fromarray(sheet_HWC).save(path.with_suffix(".png"))
             for board in boards:
                 board.add_image(f"preview/{index}", sheet_HWC, step, dataformats="HWC")
+                board._get_file_writer().add_summary(film_summary(f"preview/{index}/film", clip.frames_THWC), step)
                 board.add_audio(f"preview/{index}", clip.samples[None], step, SAMPLE_RATE)
                 board.add_text(f"preview/{index}", f"{clip.caption}\n\n{path}", step)
+
+
+def film_summary(tag: str, frames_THWC: np.ndarray) -> Any:
+    """A film as TensorBoard plays it among its images: an animated GIF, which `add_video` would need moviepy for."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width = frames_THWC.shape[1:3]
+    scale = _FILM_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    pictures = [Image.fromarray(frame).resize(size, way) for frame in frames_THWC[::_FILM_STRIDE]]
+    data = io.BytesIO()
+    duration = 1000 * _FILM_STRIDE // FRAMES_PER_SECOND
+    pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    image = Summary.Image(height=size[1], width=size[0], colorspace=3, encoded_image_string=data.getvalue())
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def contact_sheet(frames_THWC: np.ndarray, count: int) -> np.ndarray:

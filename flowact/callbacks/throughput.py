@@ -39,6 +39,9 @@ class Throughput(Callback):
     Args:
         window: batches to average over.
 
+    Attributes:
+        interrupted: set by whoever does something else between two batches, such as a preview or a checkpoint: a new window begins.
+
     Raises:
         UserError: a window below 1.
     """
@@ -51,6 +54,7 @@ class Throughput(Callback):
         self._samples = self._frames = 0
         self._waited = 0.0
         self._resting_since = 0.0
+        self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart(trainer)
@@ -59,7 +63,12 @@ class Throughput(Callback):
         if not trainer.sanity_checking:
             self._restart(trainer)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.interrupted = True
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.interrupted:
+            self._restart(trainer)
         self._waited += time.perf_counter() - self._resting_since
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -91,6 +100,7 @@ class Throughput(Callback):
 
     def _restart(self, trainer: Trainer) -> None:
         """Begin a new window, so that it holds training only."""
+        self.interrupted = False
         self._resting_since = time.perf_counter()
         self._marks.clear()
         self._marks.append(_Mark(self._resting_since, trainer.global_step, self._samples, self._frames, self._waited))

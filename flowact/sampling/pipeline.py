@@ -94,7 +94,7 @@ class Pipeline:
         cls,
         folder: str | Path,
         device: str = "cpu",
-        micro_steps: int = 1,
+        micro_steps: int | None = None,
         guidance: float | tuple[float, float] = 1.0,
         shift: float | None = None,
     ) -> Pipeline:
@@ -103,14 +103,14 @@ class Pipeline:
         Args:
             folder: checkpoint folder.
             device: where to compute.
-            micro_steps: M; 1 is three evaluations per chunk for W = 3.
+            micro_steps: M; the default is what the checkpoint's stage says, else 1. A chunk sees W M evaluations.
             guidance: classifier-free guidance scale; for a model that takes scales as inputs also one each for (text, audio).
             shift: of the staircase; the default is what the stage was trained with, else 1.
 
         Raises:
             UserError: damaged or incomplete checkpoint, or guidance that the model was not trained for.
         """
-        if micro_steps < 1:
+        if micro_steps is not None and micro_steps < 1:
             raise UserError(f"{micro_steps} evaluations per stair: at least 1 is needed, and more for a model that is not distilled")
         checkpoint = open_checkpoint(Path(folder))
         arguments = checkpoint.stage_arguments
@@ -128,7 +128,7 @@ class Pipeline:
             instantiate(encoders["text"], "conditioning").to(device),
             instantiate(encoders["audio"], "conditioning").to(device),
             instantiate(bank_spec, "memory"),
-            Staircase(num_chunks=STREAM_CHUNKS, micro_steps=micro_steps, shift=trained_shift(arguments) if shift is None else shift),
+            trained_staircase(lineage, arguments, micro_steps, shift),
             int(lineage["chunk_frames"]),
             tuple(lineage["latent_shape"][1:]),
             guidance_scale,
@@ -254,13 +254,31 @@ class Pipeline:
 
 
 STREAM_CHUNKS = 3
-"""W of the stream, whatever number of chunks a stage was trained on."""
+"""W of the stream for a checkpoint that says none: one whose stage trains no stream."""
 
 
 def to_pixels(frames_BCTHW: Tensor) -> np.ndarray:
     """uint8 (B, T, H, W, 3) of frames in [-1, 1]."""
     scaled = (frames_BCTHW.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def trained_staircase(
+    lineage: Mapping[str, Any], arguments: Mapping[str, Any], micro_steps: int | None = None, shift: float | None = None
+) -> Staircase:
+    """The staircase of a checkpoint's streams.
+
+    Args:
+        lineage: of the checkpoint; W is its `stream_chunks`.
+        arguments: of its stage, as in the recipe.
+        micro_steps: M; the default is that of the lineage, else 1.
+        shift: the default is what the stage was trained with, else 1.
+    """
+    return Staircase(
+        num_chunks=int(lineage.get("stream_chunks", STREAM_CHUNKS)),
+        micro_steps=int(lineage.get("micro_steps", 1)) if micro_steps is None else micro_steps,
+        shift=trained_shift(arguments) if shift is None else shift,
+    )
 
 
 def trained_shift(arguments: Mapping[str, Any]) -> float:

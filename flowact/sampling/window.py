@@ -187,29 +187,43 @@ class WindowEngine:
         """
         stream = [*state.stream, entering]
         memory = self.bank.read(state.memory)
-        batch = entering.latents_BFCHW.shape[0]
         guided = self.guidance.scale != 1.0
-        scales_BG = None if self.scales is None else torch.tensor(self.scales, device=entering.latents_BFCHW.device).expand(batch, -1)
         kept = KeptFeatures.of(self.denoiser, memory, self.visibility, guided, state.features) if self.reuse_pays else KeptFeatures()
         features = kept.joined() if self.reuse_pays else None
         for micro_step in range(self.staircase.micro_steps):
-            now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
-            velocity = predict_velocity(
-                self.denoiser,
-                memory,
-                stream,
-                now_K.expand(batch, -1),
-                visibility=self.visibility,
-                guidance=self.guidance,
-                scales_BG=scales_BG,
-                features=features,
-            )
-            stream = [
-                replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
-                for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)
-            ]
+            velocity = self.velocity(memory, stream, micro_step, features)
+            stream = self.descend(stream, velocity, micro_step, generator)
+        return self.leave(replace(state, features=kept), stream)
+
+    def velocity(
+        self, memory: MemoryView, stream: Sequence[Chunk], micro_step: int, features: tuple[MemoryFeatures, MemoryFeatures | None] | None = None
+    ) -> Tensor:
+        """Velocity [B, stream frames, C, H, W] of all W chunks, `micro_step` micro-steps after the last one entered; see `predict_velocity`."""
+        like = stream[0].latents_BFCHW
+        scales_BG = None if self.scales is None else torch.tensor(self.scales, device=like.device).expand(like.shape[0], -1)
+        return predict_velocity(
+            self.denoiser,
+            memory,
+            stream,
+            self.staircase.stairs(micro_step).expand(like.shape[0], -1),
+            visibility=self.visibility,
+            guidance=self.guidance,
+            scales_BG=scales_BG,
+            features=features,
+        )
+
+    def descend(self, stream: Sequence[Chunk], velocity: Tensor, micro_step: int, generator: torch.Generator | None = None) -> list[Chunk]:
+        """The chunks one micro-step further down, by the solver."""
+        now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
+        return [
+            replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
+            for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)
+        ]
+
+    def leave(self, state: WindowState, stream: Sequence[Chunk]) -> tuple[WindowState, Chunk]:
+        """The state after the left one of W chunks left clean and was written to memory, and that chunk."""
         done = replace(stream[0], identity=state.emitted)
-        return WindowState(self.bank.write(state.memory, done), tuple(stream[1:]), state.emitted + 1, kept), done
+        return replace(state, memory=self.bank.write(state.memory, done), stream=tuple(stream[1:]), emitted=state.emitted + 1), done
 
     def _descend(self, latents: Tensor, velocity: Tensor, now: float, after: float, generator: torch.Generator | None) -> Tensor:
         if self.solver == "euler" or after == 0.0:

@@ -449,8 +449,8 @@ class DenoiserStage(Stage):
         size, trainer = batch.latents_BFCHW.shape[0], self.trainer
         sigma_BK = self._held_out.levels((batch_index * trainer.world_size + trainer.global_rank) * size, size)
         error_BFCHW, clean, sigma_BF = self.velocity_error(batch, sigma_BK)
-        estimate = clean - sigma_BF[:, :, None, None, None] * error_BFCHW
-        self._held_out.add(self.frame_error(error_BFCHW.square(), batch), sigma_BF, estimate, clean)
+        self._held_out.add_errors(self.frame_error(error_BFCHW.square(), batch), sigma_BF)
+        self._held_out.add_latents(clean - sigma_BF[:, :, None, None, None] * error_BFCHW, clean)
 
     def on_validation_epoch_end(self) -> None:
         assert self._held_out is not None

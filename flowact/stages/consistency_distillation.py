@@ -129,7 +129,7 @@ class ConsistencyDistillation(SelfForcing):
             self.target.restore(checkpoint[_TARGET])
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        self.target.follow(self.denoiser, self.global_step)
+        self.target.follow(self.denoiser, self.num_updates)
         return super().training_step(batch, batch_index)
 
     # --- the algorithm

@@ -85,10 +85,13 @@ class HeldOutCurves:
         turns = [(self.rows[number % len(self.rows)], number // len(self.rows)) for number in range(first, first + count)]
         return self.pool_PK[torch.stack([rows[turn % len(rows)] for rows, turn in turns])]
 
-    def add(self, error_BF: Tensor, sigma_BF: Tensor, made_BFCHW: Tensor, real_BFCHW: Tensor) -> None:
-        """Take in a batch: errors and levels of its frames, the estimated latents, and the data's."""
+    def add_errors(self, error_BF: Tensor, sigma_BF: Tensor) -> None:
+        """Take in the frames of a batch, each with its level."""
         self._errors = self._errors.to(error_BF.device) + level_sums(error_BF, sigma_BF)
-        self._latents = self._latents.to(error_BF.device) + latent_sums(made_BFCHW, real_BFCHW)
+
+    def add_latents(self, made_BFCHW: Tensor, real_BFCHW: Tensor) -> None:
+        """Take in latents that the network made, and the data's in their place."""
+        self._latents = self._latents.to(made_BFCHW.device) + latent_sums(made_BFCHW, real_BFCHW)
 
     def means(self, strategy: Any) -> dict[str, Tensor]:
         """The means by name, the same on every process; bins without samples are left out. Every process calls it."""

@@ -14,30 +14,43 @@ from torch import Tensor
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
+from flowact.memory.none import NoMemory
 from flowact.memory.structured import reference_chunk
+from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, WindowEngine, WindowState, gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.flow import UniformLevel
 from flowact.schedulers.staircase import Staircase
+from flowact.stages.adversarial import Adversarial, ScoreWithHead, critic_loss, generator_loss
 from flowact.stages.base import AdamW
 from flowact.stages.diffusion_forcing import ChunkwiseDiffusionForcing
 from flowact.stages.frozen import Frozen
 from flowact.stages.roles import Role, SeveralRoles
-from flowact.types import Batch, Chunk, MemoryView, Visibility
+from flowact.stages.student_rollout import graded_rollout, latents_of
+from flowact.types import FULL_VISIBILITY, Batch, Chunk, MemoryView, Visibility
 
 
 class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
     """The student's clips are moved to where the real score finds them likelier than the fake score, which follows the student.
 
-        x0 = x - s_k v_student(x, s_k)                            each chunk from its stair, in one evaluation
+        x0 = x - s_k v_student(x, s_k)                            each chunk from one of its stairs, in one evaluation
         x_t = (1 - t) x0 + t eps,   t ~ score_levels              in front of the same memory and conditions
         g = (x0_fake(x_t) - x0_real(x_t)) / mean | x0 - x0_real(x_t) |      per sample, in float64, no gradient
         student, every k-th step:   1/2 | x0 - stopgrad(x0 - g) |^2
         fake score, every step:     | v_fake(x_t, t) - (eps - x0) |^2
 
     The window x is noised data, or, with `rollout`, what the student's own stream arrives at: memory, and the chunks on their stairs, are
-    then its own. A rollout has no gradient, so each chunk gets one through one evaluation. The adversarial loss of DMD2 is not part of it.
+    then its own. With several `windows` or `micro_steps` the clip is what the stream makes from there on, and each of its chunks has a gradient
+    through exactly one evaluation, see `graded_rollout`. W = 1 with M > 1 is Self-Forcing (Huang et al. 2025), W > 1 with several windows Rolling
+    Forcing. Which micro-step is graded, and how deep a rollout goes, follow from the seed and the number of the step: the same on every process.
+
+    Real and fake score see the whole clip as one stream, in front of the memory that preceded its first chunk. With `scores_see: reference` they
+    see it as pretraining does: every frame sees every frame, and memory is the reference alone. So a base model can judge a student that streams;
+    how the clip continues what was before it is then not judged, which a clip from the stream's beginning (`start: 1`) makes up for.
+
+    With `adversarial` a head on the fake score's features learns to tell the student's clips from the batch's own, noised to the same level by the
+    same noise and in front of the same memory, and the student learns to mislead it.
 
     Args:
         denoiser: the student; it starts from the checkpoint of `init_from`.
@@ -45,21 +58,29 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         memory: memory strategy.
         chunk_frames: n, latent frames of a chunk.
         num_chunks: W, chunks of the stream and stairs.
+        micro_steps: M, evaluations per stair, in training as in the streams of the checkpoint.
+        windows: consecutive windows of W chunks in a clip; the data's window holds them all.
         shift: of the staircase, the same as in the stream.
         score_levels: noise levels t of the scores; the default is uniform in [0.02, 0.98].
+        scores_see: what the scores see beside the clip: the student's memory under `visibility`, or the reference under full visibility.
         guidance: classifier-free guidance scale w of the real score, v = v_without + w (v_with - v_without); 1 is none.
         rollout: most chunks that the student streams before the window, each step from none to so many; they stand in the history.
         solver: how a rollout descends, see `WindowEngine`; the same as in the stream.
         student_every: k, the student is updated in every k-th training step.
         clip: largest gradient norm of either role; None does not clip.
+        adversarial: weights of the adversarial loss; off by default.
         start: see `ChunkwiseDiffusionForcing`.
         visibility: who may attend to whom in the window; streams use the same.
         optimizer: of the student; its schedule runs over the student's updates.
         fake_score_optimizer: of the fake score.
         allow_lineage: see `DenoiserStage`.
+        adapter: see `DenoiserStage`; student and fake score have one each.
+        accumulate: see `SeveralRoles`.
 
     Raises:
-        UserError: from `setup`: no `init_from`, or more rollout chunks than the memory's history holds.
+        ValueError: no window, an adversarial loss beside an adapter, or as `Staircase` and `ScoreWithHead`.
+        UserError: from `setup`: no `init_from`, more rollout chunks than the memory's history holds, data whose windows hold another number of
+            chunks, or scores that never saw what `scores_see` shows them.
     """
 
     name = "distribution_matching"
@@ -71,28 +92,59 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         memory: MemoryBank | None = None,
         chunk_frames: int = 3,
         num_chunks: int = 3,
+        micro_steps: int = 1,
+        windows: int = 1,
         shift: float = 1.0,
         score_levels: NoiseScheduler | None = None,
+        scores_see: Literal["memory", "reference"] = "memory",
         guidance: float = 1.0,
         rollout: int = 0,
         solver: Literal["euler", "renoise"] = "euler",
         student_every: int = 5,
         clip: float | None = 10.0,
+        adversarial: Adversarial = Adversarial(),
         start: float = 0.2,
         visibility: Visibility = Visibility(),
         optimizer: AdamW = AdamW(lr=2e-6, betas=(0.0, 0.999), warmup_steps=0, final_lr=1.0),
         fake_score_optimizer: AdamW = AdamW(lr=4e-7, betas=(0.0, 0.999), warmup_steps=0, final_lr=1.0),
         allow_lineage: Sequence[str] = (),
+        adapter: Adapter | None = None,
+        accumulate: int = 1,
     ) -> None:
-        never = ConditionDropout(0.0, 0.0)
-        levels = score_levels or UniformLevel(0.02, 0.98)
-        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, never, visibility, optimizer, allow_lineage)
+        super().__init__(
+            denoiser,
+            memory,
+            score_levels or UniformLevel(0.02, 0.98),
+            chunk_frames,
+            num_chunks,
+            start,
+            ConditionDropout(0.0, 0.0),
+            visibility,
+            optimizer,
+            allow_lineage,
+            adapter,
+            micro_steps,
+            accumulate=accumulate,
+        )
+        if windows < 1:
+            raise ValueError(f"windows is {windows}; a clip has at least 1 window of {num_chunks} chunks")
+        if scores_see not in ("memory", "reference"):
+            raise ValueError(f"scores_see is {scores_see!r}; it is memory or reference")
+        if adversarial.is_on and self.adapter.keeps_base:
+            raise ValueError(
+                f"adversarial trains a head on the fake score, all of it, and {type(self.adapter).__name__} trains beside frozen weights; "
+                "set adversarial.student and adversarial.critic to 0, or leave out the adapter"
+            )
         self.scores = scores
-        self.staircase = Staircase(num_chunks, 1, shift)
+        self.staircase = Staircase(num_chunks, micro_steps, shift)
+        self.windows = windows
+        self.scores_see = scores_see
+        self.adversarial = adversarial
         self.guidance = Guidance(guidance)
         self.rollout = rollout
         self.solver: Literal["euler", "renoise"] = solver
-        self.fake_score = copy.deepcopy(denoiser)
+        score = copy.deepcopy(denoiser)
+        self.fake_score: Denoiser | ScoreWithHead = ScoreWithHead(score, adversarial.blocks) if adversarial.is_on else score
         self.real_score = Frozen()
         self._scores_lineage: dict[str, Any] | None = None
         self._roles = {
@@ -109,7 +161,25 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         """See `Stage.num_updates`."""
         return self._roles["student"].num_updates
 
+    def lineage(self) -> dict[str, Any]:
+        """See `Stage.lineage`; the solver is that of this checkpoint's streams."""
+        return super().lineage() | {"solver": self.solver}
+
+    @property
+    def window_frames(self) -> int:
+        """See `DenoiserStage.window_frames`: the clip's."""
+        return self.windows * self.num_chunks * self.chunk_frames
+
+    def stream(self, batch: Batch) -> list[Chunk]:
+        """See `DenoiserStage.stream`: the clip's chunks."""
+        return self.chunks(batch, self.history_frames, self.windows * self.num_chunks)
+
     # --- where the three networks start
+
+    @property
+    def score(self) -> Denoiser:
+        """The fake score without its head."""
+        return self.fake_score.score if isinstance(self.fake_score, ScoreWithHead) else self.fake_score
 
     def initialise_from(self, path: str | Path) -> None:
         """See `Stage.initialise_from`; both scores start from `scores`, or from the same weights."""
@@ -117,12 +187,13 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
 
         super().initialise_from(path)
         if self.scores is None:
-            self.fake_score.load_state_dict(self.denoiser.state_dict())
+            self.score.load_state_dict(self.denoiser.state_dict())
+            self._scores_lineage = self._parent_lineage
         else:
             checkpoint = open_checkpoint(Path(self.scores))
-            load_into(self.fake_score, checkpoint.weights(ema=True))
+            load_into(self.score, checkpoint.weights(ema=True))
             self._scores_lineage = checkpoint.lineage
-        self.real_score.copy_from(self.fake_score)
+        self.real_score.copy_from(self.score)
 
     def setup(self, stage: str) -> None:
         """See `DenoiserStage.setup`."""
@@ -133,19 +204,38 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
                 f"rollout is {self.rollout} chunks, but they stand in the history, which has {self.memory.history_chunks} with this memory; "
                 f"set it between 0 and {self.memory.history_chunks}, or give the memory more."
             )
+        if (have := self._data().window_frames) != self.window_frames:
+            raise UserError(
+                f"a clip of {self.windows} windows of {self.num_chunks} chunks of {self.chunk_frames} latent frames has {self.window_frames}, but "
+                f"the data's window has {have}: set data.window_frames to windows * num_chunks * chunk_frames = {self.window_frames}, "
+                "or change windows"
+            )
         if stage == "fit" and not self.real_score._network:
             parent = self.recipe.get("init_from")
             if not parent:
                 raise UserError(f"{type(self).__name__} needs the checkpoint of an earlier stage: set init_from to its folder")
             own = {name: tensor.clone() for name, tensor in self.state_dict().items()}
             self.initialise_from(parent)  # a resumed run: its own weights come from the engines
-            self.load_state_dict(own)
+            if not self.adapter.keeps_base:
+                self.load_state_dict(own)
         super().setup(stage)
         if self._scores_lineage is not None:
             check_compatible(self._scores_lineage, self.lineage(), allow=self.allow_lineage)
+            self._check_what_scores_see(self._scores_lineage)
+
+    def _check_what_scores_see(self, lineage: dict[str, Any]) -> None:
+        """A score judges what it was trained to see. Memory is not among what `check_compatible` compares: a base model has none."""
+        stage, memory, own = lineage.get("stage"), lineage.get("memory"), type(self.memory).__name__
+        wrong = None
+        if self.scores_see == "reference" and ("stream_chunks" in lineage or memory not in (None, NoMemory.__name__)):
+            wrong = f"was trained on a stream ({memory}); set scores_see to memory, or scores to a pretraining checkpoint"
+        elif self.scores_see == "memory" and memory == NoMemory.__name__ != own:
+            wrong = f"never saw {own}; set scores_see to reference, or scores to the checkpoint of a stage that trains with memory"
+        if wrong:
+            raise UserError(f"scores_see is {self.scores_see}, but the scores' stage, {stage}, {wrong}")
 
     def on_fit_start(self) -> None:
-        self.real_score.to(self.denoiser)
+        self.real_score.to(self.denoiser, self.trainer.strategy)
 
     # --- what the student makes
 
@@ -155,10 +245,22 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
             return self.rollout
         return int(torch.randint(self.rollout + 1, (), generator=torch.Generator().manual_seed(self.global_step)))
 
+    def exits(self) -> list[int]:
+        """Micro-step at which each window of this step's clip is graded: the same on every process; in validation the last."""
+        if not self.training:
+            return [self.micro_steps - 1] * self.windows
+        return torch.randint(self.micro_steps, (self.windows,), generator=self.shared_generator("exits")).tolist()
+
+    @property
+    def window_engine(self) -> WindowEngine:
+        """The student's window engine."""
+        network = self.network("student")
+        return WindowEngine(network, self.memory, self.staircase, solver=self.solver, visibility=self.visibility, reuse_memory=False)
+
     @torch.no_grad()
-    def window(self, batch: Batch, depth: int) -> tuple[MemoryView, list[Chunk]]:
-        """Memory, and the W chunks on their stairs, after the student has streamed `depth` chunks from noised data."""
-        chunks = self.chunks(batch, self.history_frames - depth * self.chunk_frames, depth + self.num_chunks)
+    def begin(self, batch: Batch, depth: int) -> tuple[WindowState, list[Chunk]]:
+        """The stream after the student has streamed `depth` chunks from noised data, and the chunks that enter it next, as noise."""
+        chunks = self.chunks(batch, self.history_frames - depth * self.chunk_frames, depth + self.windows * self.num_chunks)
         history = self.history(batch)
         memory = self.memory.reset(reference_chunk(batch.reference_BFCHW, chunks[0]))
         for chunk in history[: max(len(history) - depth, 0)]:
@@ -166,29 +268,27 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         standing, entering = chunks[: self.num_chunks - 1], chunks[self.num_chunks - 1 :]
         stairs = self.staircase.stairs(0.0).tolist()
         state = WindowState(memory, tuple(_noised(chunk, sigma) for chunk, sigma in zip(standing, stairs, strict=False)))
-        engine = WindowEngine(
-            self.network("student"), self.memory, self.staircase, solver=self.solver, visibility=self.visibility, reuse_memory=False
-        )
-        for chunk in entering[:-1]:
+        engine = self.window_engine
+        for chunk in entering[:depth]:
             state, _ = engine.step(state, _noised(chunk, 1.0))
-        return self.memory.read(state.memory), [*state.stream, _noised(entering[-1], 1.0)]
+        return state, [_noised(chunk, 1.0) for chunk in entering[depth:]]
 
     def sample(self, batch: Batch) -> tuple[MemoryView, list[Chunk]]:
-        """The student's clean chunks, and the memory that it made them in front of. The last evaluation carries a gradient where that is enabled."""
-        memory, window = self.window(batch, self.depth())
-        sigma_K = self.staircase.stairs(0.0)
-        sigma_BK = sigma_K.expand(window[0].latents_BFCHW.shape[0], -1)
-        velocity = predict_velocity(self.network("student"), memory, window, sigma_BK, visibility=self.visibility)
-        return memory, [
-            replace(chunk, latents_BFCHW=chunk.latents_BFCHW - sigma * run.latents_BFCHW)
-            for chunk, run, sigma in zip(window, split_frames(velocity, window), sigma_K.tolist(), strict=True)
-        ]
+        """What the scores see in front of the clip, and the student's clean chunks; these carry a gradient where that is enabled."""
+        state, entering = self.begin(batch, self.depth())
+        view = self.memory.read(state.memory) if self.scores_see == "memory" else reference_alone(batch)
+        return view, graded_rollout(self.window_engine, state, entering, self.exits())
 
-    # --- the two losses
+    # --- the losses
+
+    def believe(self, network: Any, memory: MemoryView, noisy: Sequence[Chunk], sigma_BK: Tensor, guidance: Guidance | None = None) -> Tensor:
+        """Velocity that a score believes in, [B, clip frames, C, H, W]."""
+        visibility = self.visibility if self.scores_see == "memory" else FULL_VISIBILITY
+        return predict_velocity(network, memory, noisy, sigma_BK, visibility=visibility, guidance=guidance)
 
     def noised(self, samples: Sequence[Chunk]) -> tuple[list[Chunk], Tensor, Tensor]:
         """Samples at random levels: the noisy chunks, their sigma_BK, and the noise_BFCHW."""
-        clean = torch.cat([chunk.latents_BFCHW for chunk in samples], dim=1).detach()
+        clean = latents_of(samples)
         sigma_BK = self.levels.sample(clean.shape[0], len(samples)).to(clean.device)
         noise = gaussian(clean)
         sigma = self._per_frame(sigma_BK).to(clean)
@@ -201,10 +301,10 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         Not-finite values stay so, for `NonFiniteGuard` to see.
         """
         noisy, sigma_BK, _ = self.noised(samples)
-        fake = predict_velocity(self.network("fake_score"), memory, noisy, sigma_BK, visibility=self.visibility)
-        real = predict_velocity(self.real_score.network, memory, noisy, sigma_BK, visibility=self.visibility, guidance=self.guidance)
+        fake = self.believe(self.network("fake_score"), memory, noisy, sigma_BK)
+        real = self.believe(self.real_score.network, memory, noisy, sigma_BK, self.guidance)
         sigma = self._per_frame(sigma_BK).double()
-        clean, inputs = (torch.cat([chunk.latents_BFCHW for chunk in chunks], dim=1).double() for chunks in (samples, noisy))
+        clean, inputs = latents_of(samples).double(), latents_of(noisy).double()
         clean_real = inputs - sigma * real.double()
         clean_fake = inputs - sigma * fake.double()
         scale = (clean - clean_real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
@@ -212,24 +312,53 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
 
     def student_loss(self, memory: MemoryView, samples: Sequence[Chunk]) -> Tensor:
         """A loss whose gradient with respect to the samples is g over their number of elements; computed in float64."""
-        clean = torch.cat([chunk.latents_BFCHW for chunk in samples], dim=1).double()
+        clean = latents_of(samples).double()
         target = clean.detach() - self.distribution_gradient(memory, samples)
         return (0.5 * (clean - target).square().mean()).float()
 
-    def fake_score_loss(self, memory: MemoryView, samples: Sequence[Chunk]) -> Tensor:
-        """Flow matching of the fake score on the student's samples."""
+    def adversarial_loss(self, memory: MemoryView, samples: Sequence[Chunk]) -> Tensor:
+        """The adversarial loss of the student. Its gradient stops at the samples on the way back, so that the fake score's engine sees none of it."""
+        clean = latents_of(samples)
+        leaf = clean.detach().requires_grad_()
+        noisy, sigma_BK, _ = self.noised(split_frames(leaf, samples))
+        loss = generator_loss(self._logits(memory, noisy, sigma_BK))
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach() + (gradient * (clean - leaf.detach())).sum()
+
+    def fake_score_loss(self, memory: MemoryView, samples: Sequence[Chunk], real: Sequence[Chunk] = ()) -> Tensor:
+        """Flow matching of the fake score on the student's samples; with an adversarial loss also the head's, which needs the real chunks."""
+        samples = split_frames(latents_of(samples).detach(), samples)
         noisy, sigma_BK, noise = self.noised(samples)
-        velocity = predict_velocity(self.network("fake_score"), memory, noisy, sigma_BK, visibility=self.visibility)
-        clean = torch.cat([chunk.latents_BFCHW for chunk in samples], dim=1).detach()
-        return (velocity - (noise - clean)).square().mean()
+        velocity = self.believe(self.network("fake_score"), memory, noisy, sigma_BK)
+        loss = (velocity - (noise - latents_of(samples))).square().mean()
+        if not self.adversarial.is_on:
+            return loss
+        assert isinstance(self.fake_score, ScoreWithHead)
+        made_BF, sigma = self.fake_score.take_logits(), self._per_frame(sigma_BK).to(noise)
+        noisy_real = split_frames((1 - sigma) * latents_of(real) + sigma * noise, real)
+        critic = critic_loss(made_BF, self._logits(memory, noisy_real, sigma_BK))
+        if self.training:
+            self.log("train/critic_loss", critic.detach())
+        return loss + self.adversarial.critic * critic
+
+    def _logits(self, memory: MemoryView, noisy: Sequence[Chunk], sigma_BK: Tensor) -> Tensor:
+        """logits_BF of the fake score's head."""
+        assert isinstance(self.fake_score, ScoreWithHead)
+        self.believe(self.network("fake_score"), memory, noisy, sigma_BK)
+        return self.fake_score.take_logits()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         student_turn = self._roles["student"].is_due(self.global_step)
         with torch.set_grad_enabled(student_turn):
             memory, samples = self.sample(batch)
         if student_turn:
-            self.update("student", self.student_loss(memory, samples))
-        loss = self.fake_score_loss(memory, samples)
+            student_loss = self.student_loss(memory, samples)
+            if self.adversarial.is_on:
+                mislead = self.adversarial_loss(memory, samples)
+                self.log("train/generator_loss", mislead.detach())
+                student_loss = student_loss + self.adversarial.student * mislead
+            self.update("student", student_loss)
+        loss = self.fake_score_loss(memory, samples, self.stream(batch))
         self.update("fake_score", loss)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/saturation", self._saturation(batch, samples))
@@ -239,19 +368,26 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         with torch.random.fork_rng(devices=[]):  # the same levels and noise at every validation: a smooth curve
             torch.manual_seed(batch_index)
             memory, samples = self.sample(batch)
-            loss, fake_score_loss = self.student_loss(memory, samples), self.fake_score_loss(memory, samples)
+            loss, fake_score_loss = self.student_loss(memory, samples), self.fake_score_loss(memory, samples, self.stream(batch))
         values = {"val/loss": loss, "val/fake_score_loss": fake_score_loss, "val/saturation": self._saturation(batch, samples)}
         self.log_dict(values, sync_dist=True, batch_size=batch.latents_BFCHW.shape[0])
         return loss
 
     def _saturation(self, batch: Batch, samples: Sequence[Chunk]) -> Tensor:
         """Spread of the student's latents over that of the data: above 1 it exaggerates, below 1 it is dull."""
-        made = torch.cat([chunk.latents_BFCHW for chunk in samples], dim=1).detach().float()
+        made = latents_of(samples).detach().float()
         return made.std() / batch.latents_BFCHW[:, -made.shape[1] :].float().std()
 
     def _per_frame(self, sigma_BK: Tensor) -> Tensor:
         """Levels of chunks as [B, F, 1, 1, 1]."""
         return sigma_BK.repeat_interleave(self.chunk_frames, dim=1)[:, :, None, None, None]
+
+
+def reference_alone(batch: Batch) -> MemoryView:
+    """What pretraining sees beside a clip."""
+    nothing = Chunk(batch.reference_BFCHW, batch.audio_BFAD[:, :1], batch.text_BNLD[:, 0])
+    bank = NoMemory()
+    return bank.read(bank.reset(reference_chunk(batch.reference_BFCHW, nothing)))
 
 
 def _noised(chunk: Chunk, sigma: float) -> Chunk:

@@ -48,8 +48,8 @@ class MovingTarget(Frozen):
         trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._averages = {name: p.detach().float().clone() for name, p in self.network.named_parameters() if name in trained}
 
-    def to(self, like: nn.Module) -> None:
-        """See `Frozen.to`."""
+    def to(self, like: nn.Module, strategy: Any = None) -> None:
+        """See `Frozen.to`; its weights change with every update, so that it stays whole."""
         super().to(like)
         device = next(like.parameters()).device
         self._averages = {name: average.to(device) for name, average in self._averages.items()}

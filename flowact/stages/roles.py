@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from flowact.errors import UserError
 from flowact.stages.base import AdamW, Stage
+from flowact.strategies import step_was_skipped
 
 #: key of the counts of updates in a trainer's state
 _UPDATES = "flowact_role_updates"
@@ -57,12 +59,25 @@ class SeveralRoles(Stage):
     """A stage whose training step updates its roles one after the other, each with a loss of its own.
 
     Under `flowact.strategies.deepspeed.DeepSpeed` each role has an engine; on one device, and under DDP, the networks are called as they are.
-    The last role is updated in every training step, which the trainer counts once.
+    The last role is updated in every training step, which the trainer counts once. An update that is skipped, because loss or gradient is not finite,
+    counts for the trainer but neither for the role nor for its schedule.
+
+    Args:
+        accumulate: batches of a training step. The gradients of each role that is due are the mean over them; a role's turn, its `every`, and
+            `trainer.max_steps` count training steps. It stands in for `trainer.accumulate_grad_batches`, which Lightning refuses here.
+
+    Raises:
+        ValueError: `accumulate` below 1.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, accumulate: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; a training step takes at least 1 batch")
         self.automatic_optimization = False
+        self.accumulate = accumulate
+        self._num_accumulated = 0
+        self._losses: dict[str, Any] = {}
 
     @abstractmethod
     def roles(self) -> dict[str, Role]:
@@ -74,17 +89,24 @@ class SeveralRoles(Stage):
         return self.roles()[name].network if engine is None else engine
 
     def update(self, name: str, loss: Tensor) -> None:
-        """One optimizer step of a role, and of its schedule; no other role moves.
+        """One optimizer step of a role, and of its schedule, with the last of the accumulated batches; no other role moves.
 
         Args:
             name: of the role.
-            loss: scalar that reaches only this role's weights.
+            loss: scalar that reaches only this role's weights, of one batch.
         """
         roles = self.roles()
         index, role = list(roles).index(name), roles[name]
         optimizer: Any = self.optimizers(use_pl_optimizer=False)[index]  # type: ignore[index]
         strategy, engine = self.trainer.strategy, self._engine(name)
-        strategy.backward(loss, optimizer)
+        steps = self._num_accumulated + 1 == self.accumulate
+        if engine is not None:
+            engine.set_gradient_accumulation_boundary(steps)
+        with nullcontext() if steps or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync():
+            strategy.backward(loss / self.accumulate, optimizer)
+        self._losses[name] = self._losses.get(name, 0.0) + loss.detach() / self.accumulate
+        if not steps:
+            return
         norm = None
         if engine is None:  # an engine clips in its step
             norm = nn.utils.clip_grad_norm_(role.network.parameters(), float("inf") if role.clip is None else role.clip)
@@ -98,11 +120,44 @@ class SeveralRoles(Stage):
             norm = engine.get_global_grad_norm()
         schedule: Any = self.lr_schedulers()[index]  # type: ignore[index]
         rate = schedule.get_last_lr()[0]
-        schedule.step()
-        role.num_updates += 1
-        self.log_dict({f"train/{name}_loss": loss.detach(), f"train/{name}_lr": rate, f"train/{name}_updates": float(role.num_updates)})
+        if not step_was_skipped(optimizer):
+            schedule.step()
+            role.num_updates += 1
+        self.log_dict({f"train/{name}_loss": self._losses.pop(name), f"train/{name}_lr": rate, f"train/{name}_updates": float(role.num_updates)})
         if norm is not None:
             self.log(f"train/{name}_grad_norm", norm)
+
+    def configure_callbacks(self) -> list[Any]:
+        """Say what to set in place of what Lightning refuses; it asks for callbacks just before."""
+        name, trainer = type(self).__name__, self.trainer
+        if trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but {name} updates several networks by hand: "
+                "leave it at 1 and set model.init_args.accumulate."
+            )
+        if trainer.gradient_clip_val:  # type: ignore[attr-defined]
+            raise UserError(
+                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but {name} clips each of its networks: "  # type: ignore[attr-defined]
+                "set it to null, and model.init_args.clip to the largest norm."
+            )
+        return []
+
+    def on_train_start(self) -> None:
+        self._num_accumulated = 0
+        self._losses = {}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_index)
+        self._num_accumulated = (self._num_accumulated + 1) % self.accumulate
+
+    def attach_adapter(self) -> None:
+        """See `Stage.attach_adapter`; each role trains adapters of its own, beside its own frozen weights."""
+        if self._is_adapted:
+            return
+        super().attach_adapter()
+        for role in self.roles().values():
+            if self._is_adapted and role.network is not self.trained_module():
+                self.adapter.attach(role.network)
 
     def configure_optimizers(self) -> Any:
         self._check_strategy()

@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flowact.errors import UserError
+from flowact.strategies.skipping import step_was_skipped
 from flowact.types import TensorRecord
 
 if TYPE_CHECKING:
@@ -91,20 +92,22 @@ class AutocastPrecision(DeepSpeedPrecision):
         return apply_to_collection(data, function=_convert_fp_tensor, dtype=Tensor, dst_type=self._desired_dtype)
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Backward pass through the engine. Lightning has already divided the loss by the number of accumulated batches."""
-        engine = model.trainer.strategy.engine_of(optimizer)
-        if engine is None:
-            super().backward(tensor, model, optimizer, *args, **{"scale_wrt_gas": False, **kwargs})
-        else:
-            engine.backward(tensor, *args, **{"scale_wrt_gas": False, **kwargs})
+        """Backward pass through the optimizer's engine. Lightning has already divided the loss by the number of accumulated batches."""
+        model.trainer.strategy.engine_of(optimizer).backward(tensor, *args, **{"scale_wrt_gas": False, **kwargs})
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """Step of the engine that `optimizer` belongs to."""
+        """Step of the engine that `optimizer` belongs to; it does nothing while gradients are still being accumulated.
+
+        Hooks "before a step" come before such steps only. (Lightning's own plugin calls them with every accumulated batch.)
+        """
         engine = model.trainer.strategy.engine_of(optimizer)
-        if engine is None:
-            return super().optimizer_step(optimizer, model, closure, **kwargs)
-        closure()
-        self._after_closure(model, optimizer)
+        if closure() is None and model.automatic_optimization:
+            raise UserError(f"training_step of {type(model).__name__} returned None: under DeepSpeed every batch has a loss.")
+        if engine.is_gradient_accumulation_boundary():
+            self._after_closure(model, optimizer)
+            if step_was_skipped(optimizer) and not engine.zero_optimization():  # no gradients are left, and the engine would clip them
+                engine.micro_steps += 1
+                return None
         return engine.step(**kwargs)
 
     def forward_context(self) -> AbstractContextManager:
@@ -138,6 +141,8 @@ class DeepSpeed(DeepSpeedStrategy):
             and more memory.
         overlap_communication: reduce gradients while the backward pass still runs. None: on GPUs only.
         timeout_minutes: how long a collective operation may wait for a lost process.
+        partition_frozen: at stage 3 also share out the weights of frozen networks (teacher, real score), each through an engine for inference.
+            Every process must then evaluate them equally often; stages of the house do.
         extra: further DeepSpeed settings, merged over those made from the arguments above.
 
     Raises:
@@ -154,12 +159,15 @@ class DeepSpeed(DeepSpeedStrategy):
         bucket_size: int = 50_000_000,
         overlap_communication: bool | None = None,
         timeout_minutes: float = 30.0,
+        partition_frozen: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if stage not in (0, 1, 2, 3):
             raise UserError(f"strategy.stage is {stage}; ZeRO has stages 0, 1, 2 and 3.")
         if offload_parameters and stage != 3:
             raise UserError(f"strategy.offload_parameters needs stage 3, got stage {stage}.")
+        if partition_frozen and stage != 3:
+            raise UserError(f"strategy.partition_frozen needs stage 3, got stage {stage}; at the others frozen networks are whole on each process.")
         if offload_optimizer and stage == 0:
             raise UserError("strategy.offload_optimizer needs stage 1, 2 or 3, got stage 0.")
         if offload_device == "nvme" and nvme_path is None:
@@ -193,7 +201,9 @@ class DeepSpeed(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         _skip_inference_kernels()
+        self.partition_frozen = partition_frozen
         self.engines: dict[str, Any] = {}
+        self._frozen_engines: list[Any] = []
         # before Lightning's launcher, which sets some of them even for one process
         self._environment_before = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES}
 
@@ -238,13 +248,13 @@ class DeepSpeed(DeepSpeedStrategy):
 
     def teardown(self) -> None:
         engines: list[Any] = list(self.engines.values()) or [self.model]
-        for engine in engines:
+        for engine in [*engines, *self._frozen_engines]:
             if engine is not None and hasattr(engine, "destroy"):
                 engine.destroy()  # its gradient hooks would fire in a later fit of the same module
                 for parameter in engine.module.parameters():
                     if hasattr(parameter, "_hp_mapping"):
                         del parameter._hp_mapping  # the optimizer that it points to is gone
-        self.engines = {}
+        self.engines, self._frozen_engines = {}, []
         super().teardown()
         if self.world_size == 1:  # a later Trainer of this process would take these for a launcher's
             for name, value in self._environment_before.items():
@@ -309,9 +319,9 @@ class DeepSpeed(DeepSpeedStrategy):
         return layout | ({"roles": list(self.engines)} if self.engines else {})
 
     def engine_of(self, optimizer: Any) -> Any:
-        """The engine of the role that an optimizer belongs to; None where the whole module has one engine."""
+        """The engine of the role that an optimizer belongs to; where there are no roles, the only one."""
         if not self.engines:
-            return None
+            return self.model
         return next(engine for engine in self.engines.values() if engine.optimizer is optimizer)
 
     def _initialize_deepspeed_train(self, model: nn.Module) -> None:
@@ -348,12 +358,22 @@ class DeepSpeed(DeepSpeedStrategy):
             engine.enable_backward_allreduce = False
         return engine, wrapped
 
+    def place_frozen(self, network: nn.Module) -> Any:
+        """What to call in the place of a frozen network: an engine that shares out its weights under `partition_frozen`, else the network."""
+        if not self.partition_frozen:
+            return network
+        self._frozen_engines.append(self._inference_engine(network).eval())
+        return self._frozen_engines[-1]
+
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        self.model = self._inference_engine(model)
+
+    def _inference_engine(self, model: nn.Module) -> Any:
         """Build an engine without optimizer; parameters are partitioned at stage 3."""
         assert isinstance(self.config, dict)
         keys = ("bf16", "torch_autocast") + (("zero_optimization", "zero_allow_untested_optimizer") if self.zero_stage_3 else ())
         config = {"train_micro_batch_size_per_gpu": 1} | {key: self.config[key] for key in keys if key in self.config}
-        self.model, _ = self._engine(model, None, None, [], config)
+        return self._engine(model, None, None, [], config)[0]
 
     def _engine(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, parameters: list[nn.Parameter], config: dict[str, Any] | None
@@ -380,6 +400,8 @@ class DeepSpeed(DeepSpeedStrategy):
             # No module is named, so that gradients keep fp32 on their way between processes.
             self.config.setdefault("torch_autocast", {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []})
             self.config.setdefault("bf16", {"enabled": False})  # present: Lightning adds none of its own
+        elif plugin.precision == "bf16-true":  # otherwise a gradient that is not finite is looked for only where weights are fp32
+            self.config.setdefault("bf16", {"enabled": True, "check_grad_overflow": True})
         if plugin.precision == "bf16-true" and self.config["zero_optimization"]["stage"] == 0:
             raise UserError("trainer.precision bf16-true needs strategy.stage 1, 2 or 3: fp32 master weights live in ZeRO's optimizer, got stage 0.")
         super()._format_config()

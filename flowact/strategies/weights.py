@@ -1,14 +1,17 @@
 """Weights of a module whose parameters a strategy may have cast to bf16, partitioned or both.
 
-The functions recognise DeepSpeed's parameters by the attributes that it puts on them, so that nothing here imports it.
+The functions recognise parameters of DeepSpeed and of `FullySharded`, which are DTensors, by their attributes, so that nothing here imports them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flowact.errors import UserError
 
 
 def full_fp32_weights(module: nn.Module, only: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -17,7 +20,7 @@ def full_fp32_weights(module: nn.Module, only: Collection[str] | None = None) ->
     A collective operation: every process calls it, while the strategy is set up (inside fit).
 
     Args:
-        module: the whole trained module or a part of it, whatever the strategy: ZeRO 0 to 3, DDP, a single device.
+        module: the whole trained module or a part of it, whatever the strategy: ZeRO 0 to 3, FSDP, DDP, a single device.
         only: names to take; None takes all.
 
     Returns:
@@ -35,18 +38,36 @@ def full_fp32_weights(module: nn.Module, only: Collection[str] | None = None) ->
     return state
 
 
+def check_strategy(strategy: Any) -> None:
+    """Refuse a strategy under which `full_fp32_weights` would not see whole weights.
+
+    Raises:
+        UserError: Lightning's FSDP.
+    """
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    if isinstance(strategy, FSDPStrategy):
+        raise UserError("trainer.strategy is Lightning's fsdp (FSDP1), which hides whole weights from checkpoints; set it to FullySharded.")
+
+
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether this process holds only its share of the parameter (ZeRO stage 3)."""
-    return hasattr(parameter, "ds_tensor")
+    """Whether this process holds only its share of the parameter (ZeRO stage 3, FSDP)."""
+    return hasattr(parameter, "ds_tensor") or _is_dtensor(parameter)
 
 
 def local_values(parameter: Tensor) -> Tensor:
-    """The values that this process stores: a flat share under ZeRO stage 3, the parameter's own data otherwise."""
+    """The values that this process stores: a flat share under ZeRO stage 3, some rows under FSDP, the parameter's own data otherwise."""
+    if _is_dtensor(parameter):
+        return parameter.detach().to_local()  # type: ignore[attr-defined]
     return parameter.ds_tensor.data if is_partitioned(parameter) else parameter.data  # type: ignore[attr-defined]
 
 
 def gather_values(values: Tensor, parameter: Tensor) -> Tensor:
-    """Full tensor from every process's `values`, which lie like `local_values(parameter)`. A collective operation at stage 3."""
+    """Full tensor from every process's `values`, which lie like `local_values(parameter)`. A collective operation where weights are partitioned."""
+    if _is_dtensor(parameter):
+        place: Any = parameter
+        shape = {"shape": parameter.shape, "stride": parameter.stride()}
+        return type(place).from_local(values, place.device_mesh, place.placements, run_check=False, **shape).full_tensor()
     if not is_partitioned(parameter):
         return values
     group = parameter.ds_process_group  # type: ignore[attr-defined]
@@ -57,6 +78,11 @@ def gather_values(values: Tensor, parameter: Tensor) -> Tensor:
 
 def scatter_values(full: Tensor, parameter: Tensor) -> Tensor:
     """This process's share of `full`, laid out like `local_values(parameter)`: the inverse of `gather_values`."""
+    if _is_dtensor(parameter):  # every process has the whole, so nothing is sent
+        from torch.distributed.tensor import distribute_tensor
+
+        place: Any = parameter
+        return distribute_tensor(full, place.device_mesh, place.placements, src_data_rank=None).to_local()
     if not is_partitioned(parameter):
         return full.view(parameter.shape)
     size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
@@ -67,9 +93,13 @@ def scatter_values(full: Tensor, parameter: Tensor) -> Tensor:
     return share
 
 
+def _is_dtensor(parameter: Tensor) -> bool:
+    return hasattr(parameter, "placements")
+
+
 def _full_parameter(parameter: nn.Parameter) -> Tensor:
     if is_partitioned(parameter):
-        if parameter.requires_grad:
+        if parameter.requires_grad and not _is_dtensor(parameter):
             return parameter._z3_optimizer.get_full_hp_param(parameter)  # type: ignore[attr-defined]
         return gather_values(local_values(parameter), parameter)
     if hasattr(parameter, "_hp_mapping") and parameter.dtype != torch.float32:  # None on processes without a share: still collective

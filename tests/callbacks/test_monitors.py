@@ -15,11 +15,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tiny import Data, TinyStage
 
-from flowact.callbacks import CheckpointFolder, ExponentialMovingAverage, NonFiniteGuard, StepProgress, StreamPreview, Throughput
+from flowact.callbacks import CheckpointFolder, ExponentialMovingAverage, StepProgress, StreamPreview, Throughput
 from flowact.callbacks.preview import contact_sheet
 from flowact.callbacks.randomness import seed_generators
 from flowact.callbacks.throughput import batch_size
-from flowact.checkpoints import open_checkpoint
 from flowact.errors import UserError
 from flowact.stages.preview import PreviewClip
 from flowact.types import Batch
@@ -177,28 +176,6 @@ def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tiny" not in stream.getvalue()
     with pytest.raises(UserError, match="every_percent"):
         StepProgress(every_percent=0)
-
-
-# --- guard ---
-
-
-def test_the_guard_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nan at step 4"):
-        fit(TinyStage(nan_at=4), [NonFiniteGuard(), CheckpointFolder(str(tmp_path / "a"))])
-    checkpoint = open_checkpoint(tmp_path / "a")
-    assert checkpoint.step == 4
-    assert all(torch.isfinite(value).all() for value in checkpoint.weights().values())
-
-
-def test_the_guard_names_the_samples() -> None:
-    guard, trainer = NonFiniteGuard(), L.Trainer(accelerator="cpu", logger=False)
-    batch = Batch(*(torch.zeros(1) for _ in range(5)), keys=("000012-spk@40",))
-    guard.on_train_batch_start(trainer, TinyStage(), batch, 0)
-    guard.on_before_backward(trainer, TinyStage(), torch.tensor(1.0))
-    with pytest.raises(UserError, match="000012-spk@40"):
-        guard.on_before_backward(trainer, TinyStage(), torch.tensor(float("inf")))
-    with pytest.raises(UserError, match="every_n_batches"):
-        NonFiniteGuard(every_n_batches=0)
 
 
 # --- randomness ---

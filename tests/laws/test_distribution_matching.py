@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from oracle import KnowingDenoiser, PerfectDenoiser, knowing_batch, learning_denoiser
+from matching import ENGINES, HISTORY, Watching, batch_for, fit, stage_of
+from oracle import KnowingDenoiser, PerfectDenoiser, learning_denoiser
 from torch import nn
-from torch.utils.data import DataLoader
 
 from flowact.errors import UserError
-from flowact.memory import NoMemory, StructuredMemory
+from flowact.memory import NoMemory
 from flowact.schedulers import UniformLevel
 from flowact.stages import AdamW, DistributionMatching
-from flowact.strategies import local_values
-from flowact.strategies.deepspeed import DeepSpeed
 
-N, W, HISTORY = 2, 3, 4
 MEAN, STD = (1.5, -1.0), 0.5
-FAST = AdamW(lr=1e-2, warmup_steps=0, final_lr=1.0)
-
-
-class Unchecked(DistributionMatching):
-    """Without shards, whose facts a stage would look at."""
-
-    def setup(self, stage: str) -> None:
-        pass
-
-
-def stage_of(student, real=None, fake=None, cls=Unchecked, **options):
-    sizes = {"memory": StructuredMemory(long=3, short=1, chunk_frames=N), "chunk_frames": N, "num_chunks": W, "start": 0.0}
-    stage = cls(student, **(sizes | {"optimizer": FAST, "fake_score_optimizer": FAST} | options))
-    if fake is not None:
-        stage.fake_score = stage.roles()["fake_score"].network = fake
-    stage.real_score.copy_from(real or stage.fake_score)
-    return stage
-
-
-def batch_for(stage, **options):
-    return knowing_batch(stage.history_frames + stage.num_chunks * stage.chunk_frames, **options)
 
 
 class GaussianScore(KnowingDenoiser):
@@ -121,21 +96,6 @@ class Means(pl.Callback):
         self.student, self.fake = (network.mean.detach().flatten().clone() for network in (pl_module.denoiser, pl_module.fake_score))
 
 
-def run_of(steps, strategy="auto", callbacks=(), **options):
-    return pl.Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, callbacks=list(callbacks), **options,
-    )  # fmt: skip
-
-
-def fit(stage, steps, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = run_of(steps, **options)
-        run.fit(stage, DataLoader([batch_for(stage, batch=32, seed=seed) for seed in range(4)], batch_size=None))
-    return run
-
-
 @pytest.mark.parametrize("fake_mean", [MEAN, (0.0, 0.0)])
 def test_training_moves_the_mean_of_the_student_to_that_of_the_teacher(fake_mean):
     """The fake score starts elsewhere than the student, so this needs both roles."""
@@ -154,30 +114,9 @@ def test_training_moves_the_mean_of_the_student_to_that_of_the_teacher(fake_mean
 # --- roles
 
 
-class Watching(Unchecked):
-    """Checks at every update that only the role whose turn it is moves."""
-
-    def update(self, name, loss):
-        before = {role: [local_values(p).clone() for p in self.roles()[role].network.parameters()] for role in self.roles()}
-        super().update(name, loss)
-        for role, values in before.items():
-            same = [torch.equal(local_values(p), old) for p, old in zip(self.roles()[role].network.parameters(), values, strict=True)]
-            assert all(same) if role != name else not any(same[-2:]), f"{role} after an update of {name}"
-        self.seen = [*getattr(self, "seen", []), (name, self.global_step)]
-
-
-ENGINES = {
-    "auto": {},
-    "ZeRO 2": {"strategy": lambda: DeepSpeed(stage=2)},
-    "ZeRO 2, bf16-mixed": {"strategy": lambda: DeepSpeed(stage=2), "precision": "bf16-mixed"},
-    "ZeRO 2, bf16-true": {"strategy": lambda: DeepSpeed(stage=2), "precision": "bf16-true"},
-    "ZeRO 3": {"strategy": lambda: DeepSpeed(stage=3)},
-}
-
-
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_update_of_one_role_leaves_the_other_bit_identical_and_a_step_counts_once(name):
-    options = {key: value() if callable(value) else value for key, value in ENGINES[name].items()}
+    options = ENGINES[name]()
     stage = stage_of(learning_denoiser(), learning_denoiser(width=24), cls=Watching, student_every=3, rollout=1)
     run = fit(stage, 6, **options)
     fake_updates = [("fake_score", step) for step in range(1, 7)]
@@ -220,7 +159,8 @@ def test_runs_that_could_not_train_both_roles_are_refused(change, words):
 def test_a_rollout_of_a_perfect_student_arrives_at_the_stream_of_the_data(depth):
     stage = stage_of(PerfectDenoiser()).eval()
     batch = batch_for(stage)
-    memory, window = stage.window(batch, depth)
+    state, (last,) = stage.begin(batch, depth)
+    memory, window = stage.memory.read(state.memory), [*state.stream, last]
     expected = stage.remember(batch, stage.chunks(batch, 0, HISTORY))
     torch.testing.assert_close(memory.latents_BFCHW, expected.latents_BFCHW, atol=1e-5, rtol=1e-4)
     for chunk, clean in zip(window, stage.stream(batch), strict=True):
@@ -260,7 +200,7 @@ def test_a_stream_that_has_just_begun_is_trained_too():
     torch.manual_seed(0)
     stage = stage_of(PerfectDenoiser(), start=1.0).train()
     batch = batch_for(stage)
-    memories = [stage.window(batch, 0)[0].latents_BFCHW for _ in range(20)]
+    memories = [stage.memory.read(stage.begin(batch, 0)[0].memory).latents_BFCHW for _ in range(20)]
     assert any(torch.equal(memory, batch.reference_BFCHW.expand_as(memory)) for memory in memories)
 
 

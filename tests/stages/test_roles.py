@@ -11,8 +11,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from fit_roles import STEPS, STOP, fit, fit_in_parts, new_stage
-from lora_run import ResumableWindows
+from fit_roles import LONG, STEPS, STOP, fit, fit_in_parts, new_stage
+from lora_run import ResumableWindows, lora
 from safetensors.torch import load_file
 from stage_data import denoiser, trainer, write_parent
 from torch import nn
@@ -20,8 +20,12 @@ from torch import nn
 from flowact.callbacks.ema import ExponentialMovingAverage
 from flowact.checkpoints import open_checkpoint
 from flowact.errors import UserError
+from flowact.models.adapters import stored_names
 from flowact.stages import AdamW, ChunkwiseDiffusionForcing, Role
+from flowact.stages.roles import SeveralRoles
 from flowact.strategies.deepspeed import DeepSpeed
+
+pytestmark = pytest.mark.timeout(900)  # two processes may share their cores with others
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
     script = Path(__file__).with_name("fit_roles.py")
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=400, check=False)
+    result = subprocess.run([sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
@@ -44,21 +48,43 @@ def figures(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[dict[str, float]]:
-    return fit(folder / "parent").values
+    return fit(folder / "parent", steps=LONG).values
 
 
 # --- two processes
 
 
+def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for step, (own, other) in enumerate(zip(found, expected, strict=True)):
+        for name in own.keys() & other.keys():  # without clipping at stage 0 an engine knows no norm
+            assert own[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), f"{name} at step {step}"
+
+
 @pytest.mark.parametrize("strategy", ["zero-0", "zero-1", "zero-2", "zero-3", "ddp"])
 def test_every_strategy_trains_both_roles_as_one_process_does(strategy, figures, alone):
-    assert len(alone) == len(figures[strategy]) == STEPS
-    for step, expected in enumerate(alone):
-        found = figures[strategy][step]
-        assert ("train/student_loss" in found) == ("train/student_loss" in expected) == (step > 0)
-        for name in found:  # without clipping at stage 0 an engine knows no norm
-            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), f"{name} at step {step}"
-    assert alone[1]["train/student_loss"] != alone[3]["train/student_loss"], "it has learnt"
+    assert_alike(figures[strategy], alone)
+    assert len(alone) == LONG
+    for step, found in enumerate(figures[strategy]):
+        assert ("train/student_loss" in found) == (step > 0)
+        assert "train/fake_score_loss" in found
+    assert alone[1]["train/student_loss"] != alone[-1]["train/student_loss"], "it has learnt"
+
+
+@pytest.fixture(scope="module")
+def large(folder: Path) -> list[dict[str, float]]:
+    """Of the same rows in one batch a step."""
+    return fit(folder / "parent").values
+
+
+@pytest.mark.parametrize("strategy", ["zero-0", "zero-2", "zero-3", "ddp"])
+def test_accumulated_batches_are_one_large_batch(strategy, figures, large):
+    assert_alike(figures[f"{strategy} accumulates"], large)
+    assert len(large) == STEPS
+
+
+def test_one_process_accumulates_too(folder, large):
+    assert_alike(fit(folder / "parent", accumulate=2).values, large)
 
 
 def test_a_resumed_run_of_two_roles_is_the_whole_run(folder, figures):
@@ -78,10 +104,14 @@ def test_a_resumed_run_of_two_roles_is_the_whole_run(folder, figures):
 # --- one process
 
 
-@pytest.mark.parametrize("strategy", [None, pytest.param(3, marks=pytest.mark.slow)])
-def test_one_process_resumes_too(strategy, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "of_stage"),
+    [(None, {}), (None, {"adapter": lora(), "accumulate": 2}), pytest.param(3, {}, marks=pytest.mark.slow)],
+    ids=["plain", "adapters, accumulates", "zero-3"],
+)
+def test_one_process_resumes_too(strategy, of_stage, tmp_path):
     write_parent(tmp_path / "parent", denoiser(seed=1))
-    options = [{} if strategy is None else {"strategy": DeepSpeed(stage=strategy)} for _ in range(3)]
+    options = [{"of_stage": of_stage} | ({} if strategy is None else {"strategy": DeepSpeed(stage=strategy)}) for _ in range(3)]
     whole = fit_in_parts(tmp_path, "whole", STEPS, **options[0])
     fit_in_parts(tmp_path, "parts", STOP, **options[1])
     resumed = fit_in_parts(tmp_path, "parts", STEPS, resume=True, **options[2])
@@ -131,6 +161,42 @@ def test_schedules_run_over_the_updates_of_their_role():
 def test_impossible_roles_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         Role(nn.Linear(2, 2), AdamW(), **options)
+
+
+@pytest.mark.parametrize("zero", [None, 2])
+def test_each_role_trains_adapters_of_its_own(zero, tmp_path):
+    stage = new_stage(student_every=1, adapter=lora())
+    stage.initialise_from(write_parent(tmp_path / "parent", denoiser(seed=1)))
+    run = trainer(strategy="auto" if zero is None else DeepSpeed(stage=zero), limit_val_batches=0)
+    run.fit(stage, datamodule=ResumableWindows.of(stage, folder=tmp_path / "ae"))
+    parent, moved = denoiser(seed=1).state_dict(), []
+    for role in stage.roles().values():
+        trained = {name: parameter for name, parameter in role.network.named_parameters() if parameter.requires_grad}
+        frozen = {stored_names(role.network)[name]: parameter for name, parameter in role.network.named_parameters() if name not in trained}
+        assert 0 < sum(map(torch.numel, trained.values())) < sum(map(torch.numel, frozen.values()))
+        assert all(torch.equal(parameter, parent[name]) for name, parameter in frozen.items())
+        assert not torch.equal(role.network.out.weight, parent["out.weight"])
+        moved.append(trained)
+    assert not set(map(id, moved[0].values())) & set(map(id, moved[1].values()))
+    assert role.num_updates == run.global_step == 2
+    assert len(stage.checkpoint_weights()) >= len(moved[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"accumulate_grad_batches": 2}, "model.init_args.accumulate"), ({"gradient_clip_val": 1.0}, "model.init_args.clip")]
+)
+def test_what_lightning_refuses_has_a_place_of_its_own(option, words):
+    stage = new_stage()
+    with pytest.raises(UserError, match=words):
+        trainer(**option).fit(stage, datamodule=ResumableWindows.of(stage))
+
+
+def test_a_step_takes_at_least_one_batch():
+    class Nobody(SeveralRoles):
+        name = "nobody"
+
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        Nobody(accumulate=0)
 
 
 # --- where the networks start

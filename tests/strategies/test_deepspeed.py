@@ -60,7 +60,13 @@ class Collect(L.Callback):
 
 
 def fit(
-    strategy: Any = "auto", *, steps: int = 6, ckpt_path: Path | None = None, engine: Path | None = None, **options: Any
+    strategy: Any = "auto",
+    *,
+    steps: int = 6,
+    ckpt_path: Path | None = None,
+    engine: Path | None = None,
+    callbacks: tuple[L.Callback, ...] = (),
+    **options: Any,
 ) -> tuple[Probe, dict[str, Tensor]]:
     torch.manual_seed(0)
     module, collect = Probe(), Collect(engine)
@@ -75,7 +81,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[collect],
+        callbacks=[collect, *callbacks],
         **options,
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
@@ -217,11 +223,29 @@ def test_deepspeed_is_imported_only_when_it_is_used() -> None:
         ({"stage": 2, "offload_parameters": True}, "offload_parameters"),
         ({"stage": 0, "offload_optimizer": True}, "offload_optimizer"),
         ({"stage": 3, "offload_parameters": True, "offload_device": "nvme"}, "nvme_path"),
+        ({"stage": 2, "partition_frozen": True}, "partition_frozen"),
     ],
 )
 def test_contradictions_are_user_errors(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         DeepSpeed(**arguments)
+
+
+def test_offloading_reaches_deepspeed(tmp_path: Path) -> None:
+    strategy = DeepSpeed(stage=3, offload_optimizer=True, offload_parameters=True, offload_device="nvme", nvme_path=str(tmp_path))
+    assert isinstance(strategy.config, dict)
+    zero = strategy.config["zero_optimization"]
+    pinned = {"device": "nvme", "pin_memory": torch.cuda.is_available(), "nvme_path": str(tmp_path)}
+    assert (zero["offload_optimizer"], zero["offload_param"]) == (pinned, pinned)
+    seen: list[tuple[bool, str]] = []
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            engine = trainer.model
+            seen.append((engine.optimizer.cpu_offload, engine.zero_offload_optimizer().device))
+
+    fit(DeepSpeed(stage=2, offload_optimizer=True), steps=1, callbacks=(Look(),))
+    assert seen == [(True, "cpu")]
 
 
 def test_precisions_that_lose_master_weights_are_refused() -> None:
