@@ -26,7 +26,7 @@ from flowact.signatures import check_arguments, join
 from flowact.strict_yaml import read_yaml, read_yaml_file
 
 SECTIONS = ("about", "vars", "seed", "init_from", "data", "model", "trainer")
-ABOUT = ("title", "command", "hardware", "time", "expected", "source")
+ABOUT = ("title", "command", "hardware", "memory", "time", "expected", "source")
 COMMAND_LINE = "command line"
 
 

@@ -161,7 +161,7 @@ def record_training(stage: DenoiserStage, network: Recorder, audio_per_latent: i
     frozen = {name: value for name, value in vars(stage).items() if isinstance(value, Frozen)}
     for holder in frozen.values():
         holder.copy_from(network)
-    slowest = max(role.every for role in stage.roles().values()) if isinstance(stage, SeveralRoles) else 1
+    slowest = stage.accumulate * max(role.every for role in stage.roles().values()) if isinstance(stage, SeveralRoles) else 1
     steps = slowest * -(-STEPS // slowest)  # every role has its whole turns
     settings: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     settings |= {"max_steps": _NEVER, "max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0}

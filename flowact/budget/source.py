@@ -44,7 +44,8 @@ class Source:
         self.spec: Mapping[str, Any] = spec
         self.data: Any = build(self._load(recipe.config["data"]), recipe.config["data"].get("init_args") or {})
         self.batch_size: int = self.data.batch_size
-        self.accumulated = int(self.trainer.get("accumulate_grad_batches") or 1)
+        #: a stage with several roles accumulates by itself
+        self.accumulated = int(self.trainer.get("accumulate_grad_batches") or 1) * int(self.arguments.get("accumulate", 1))
 
     def _load(self, spec: Mapping[str, Any]) -> Any:
         return registry.load_class(spec["class_path"], self.recipe.trusted)

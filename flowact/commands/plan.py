@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strides", metavar="TxS", help="video frames of a latent frame and pixels of a latent cell (default: by latent channels)")
     group.add_argument("--text-tokens", type=int, metavar="N", help="tokens of a caption (default: the data's, else 512)")
     group = parser.add_argument_group("the stream")
-    group.add_argument("--micro-steps", type=int, default=1, metavar="M", help="evaluations per stair (default: %(default)s)")
+    group.add_argument("--micro-steps", type=int, metavar="M", help="evaluations per stair (default: what the stage says, else 1)")
     group.add_argument("--guidance", type=float, default=1.0, metavar="W", help="classifier-free guidance scale; 1 is none (default: %(default)s)")
 
 

@@ -131,7 +131,7 @@ class AudioMotionAlignment(SelfForcing):
         def rate_of_sound(step: int) -> float:
             return self.optimizer.rate(step, total_steps)
 
-        rates = [rate_of_sound if id(group["params"][0]) in heard else rate_of_others for group in optimizer.param_groups]
+        rates: Any = [rate_of_sound if id(group["params"][0]) in heard else rate_of_others for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

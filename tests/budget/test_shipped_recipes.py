@@ -22,7 +22,7 @@ STAGES = {name.removeprefix("debug/").removesuffix(".yaml") for name in DEBUG} &
     "distribution_matching",
 }  # fmt: skip
 #: what no plan fits: docs/recipes.md says why
-TOO_LARGE = {"distribution_matching_1.3B_lora", "distribution_matching_13B_lora", "consistency_distillation_13B_lora"}
+TOO_LARGE = {"distribution_matching_13B_lora", "consistency_distillation_13B_lora"}
 
 
 @pytest.mark.parametrize("recipe", DEBUG)
@@ -31,6 +31,17 @@ def test_every_stage_can_be_planned(recipe, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["recipe"] == recipe
     assert any(role["trained"] for role in plan["roles"])
+
+
+def test_batches_that_roles_accumulate_are_counted(capsys):
+    def planned(*overrides):
+        command = ["plan", "debug/distribution_matching.yaml", "--size", "64x64", "--strides", "4x16", "--text-tokens", "8", "--json"]
+        assert main([*command, *overrides]) == 0
+        training = json.loads(capsys.readouterr().out)["training"]
+        return training["accumulated"], [(e["role"], e["per_step"]) for e in training["evaluations"] if e["gradient"]]
+
+    assert planned() == (1, [("fake_score", 1.0), ("denoiser", 0.5)])
+    assert planned("model.init_args.accumulate=3") == (3, [("fake_score", 1.0), ("denoiser", 0.5)])
 
 
 # --- real size

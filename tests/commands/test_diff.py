@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from flowact import cli
+from flowact.checkpoints import write_checkpoint
 
 
 @pytest.fixture
@@ -29,8 +31,55 @@ def test_diff_json_and_exit_code(pair, capsys):
     assert capsys.readouterr().out == "no difference\n"
 
 
-def test_diff_reads_the_recipe_of_a_checkpoint_folder(pair, capsys, tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "recipe.yaml").write_text("model: {x: 1, same: 2}")
-    assert cli.main(["diff", pair[0], str(tmp_path / "checkpoint")]) == 0
-    assert capsys.readouterr().out == "model.same: 1 -> 2\n"
+# --- checkpoints
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """`checkpoint(name, width=, value=, **lineage)`: a folder of a checkpoint with two blocks."""
+
+    def add(name, width=2, value=1.0, **lineage):
+        weights = {f"blocks.{i}.weight": torch.full((width, 3), value) for i in range(2)} | {"bias": torch.zeros(2)}
+        facts = {"stage": "pretraining", "step": 3, "latent_space": "0123abcd", "ancestors": [], "created": name, **lineage}
+        recipe = {"seed": 0, "model": {"x": 1, "same": 1}}
+        return str(
+            write_checkpoint(
+                tmp_path / name, weights=weights, ema=None, recipe=recipe, lineage=facts, autoencoder_folder=None, engine_saver=None
+            )
+        )
+
+    return add
+
+
+def lines(capsys, *arguments):
+    assert cli.main(["diff", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_of_a_recipe_and_a_checkpoint_the_recipes_are_compared(pair, checkpoint, capsys):
+    assert lines(capsys, pair[1], checkpoint("a")) == ["model.x: 2 -> 1", "trainer.max_steps: 3 -> (absent)"]
+
+
+def test_two_checkpoints_of_the_same_weights_differ_in_what_their_lineages_say(checkpoint, capsys):
+    parents = [{"stage": "autoencoder", "step": 9}]
+    found = lines(capsys, checkpoint("a"), checkpoint("b", latent_space="ffff0000", ancestors=parents))
+    assert found[0] == "lineage.latent_space: 0123abcd -> ffff0000"
+    assert "lineage.ancestors[0].stage: (absent) -> autoencoder" in found
+    assert not any(line.startswith(("weights.", "lineage.created")) for line in found)
+    assert lines(capsys, checkpoint("c"), checkpoint("d")) == ["no difference"]
+
+
+def test_weights_are_compared_by_hash_and_shape(checkpoint, capsys):
+    a, b, c = checkpoint("a"), checkpoint("b", value=2.0), checkpoint("c", width=4)
+    (only,) = lines(capsys, a, b)
+    assert only.startswith("weights.sha256.denoiser.safetensors: ")
+    assert only.split()[1] != only.split()[3]
+    assert lines(capsys, a, c)[1:] == ["weights.shape.blocks.*.weight: 2x3 -> 4x3"]
+    assert cli.main(["diff", a, c, "--json"]) == 0
+    places = [difference["place"] for difference in json.loads(capsys.readouterr().out)]
+    assert places[1:] == ["weights.shape.blocks.0.weight", "weights.shape.blocks.1.weight"]
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(pair, tmp_path, capsys):
+    assert cli.main(["diff", pair[0], str(tmp_path)]) == 2
+    assert "manifest.json" in capsys.readouterr().err

@@ -186,7 +186,7 @@ def test_memory_that_no_recipe_names_is_the_stages_own(tmp_path):
 
 def test_previews_stream_as_generating_would(tmp_path):
     arguments = {"denoiser": {"class_path": "MMDiT", "init_args": SHAPE}, "levels": {"class_path": "MixedLevels", "init_args": {"shift": 5.0}}}
-    lineage = {"solver": "renoise"}
+    lineage = {"solver": "renoise", "stream_chunks": 1, "micro_steps": 2}
     folder = write(tmp_path / "run", arguments, **lineage)
     built = Pipeline.from_checkpoint(folder)
     encoders = {"text": {"class_path": "HashedText", "init_args": TEXT}, "audio": {"class_path": "LogMel", "init_args": AUDIO}}
@@ -211,6 +211,25 @@ def test_solver_and_guidance_are_what_the_stage_was_trained_for(tmp_path):
         assert engine.evaluations_per_chunk == 3
     with pytest.raises(UserError, match="guidance 3 for audio"):
         Pipeline.from_checkpoint(folder, guidance=3.0)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "asked", "staircase"),
+    [
+        ({}, None, (3, 1)),  # a checkpoint that says nothing
+        ({"num_chunks": 4, "memory": "NoMemory"}, None, (3, 1)),  # pretraining trains no stream
+        ({"num_chunks": 1, "stream_chunks": 1, "micro_steps": 4}, None, (1, 4)),
+        ({"num_chunks": 1, "stream_chunks": 1, "micro_steps": 4}, 2, (1, 2)),
+        ({"num_chunks": 5, "stream_chunks": 5, "micro_steps": 1}, None, (5, 1)),
+    ],
+)
+def test_a_stream_has_the_chunks_and_micro_steps_that_its_checkpoint_was_trained_for(lineage, asked, staircase, tmp_path):
+    built = Pipeline.from_checkpoint(write(tmp_path / "run", **lineage), micro_steps=asked)
+    assert (built.staircase.num_chunks, built.staircase.micro_steps) == staircase
+    made = built.generate([picture()], [sound(2 * SAMPLES_PER_CHUNK)], [[(0, "hello")]])
+    assert made.evaluations_per_chunk == built.engine.evaluations_per_chunk == staircase[0] * staircase[1]
+    assert built.latency_budget["audio_lookahead_seconds"] == pytest.approx(staircase[0] * 8 / 25)
+    assert made.frames[0].shape[0] == 16
 
 
 def test_a_checkpoint_without_a_denoiser_says_what_it_is(tmp_path):
