@@ -30,7 +30,10 @@ def bins_of(sigma: torch.Tensor) -> set[str]:
     return {bin_name(low) for low, high in LEVEL_BINS if ((sigma >= low) & (sigma < high)).any()}
 
 
-@pytest.mark.parametrize("law", [LogitNormalLevel(), LogitNormalLevel(shift=5.0), UniformLevel(), IndependentLevels(), MixedLevels()], ids=repr)
+LAWS = [LogitNormalLevel(), LogitNormalLevel(shift=5.0), UniformLevel(), IndependentLevels(), MixedLevels()]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=["logit normal", "shifted logit normal", "uniform", "independent", "mixed"])
 def test_as_many_samples_as_bins_fill_every_bin(law):
     curves = HeldOutCurves(law, W)
     for first in (0, 4, 20):
