@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quickstart_results import COLUMNS
+from quickstart_results import COLUMNS as QUICKSTART_COLUMNS
 from results_page import replace_sections
 
 from flowact.evaluation.report import describe_machine, number
@@ -54,25 +54,28 @@ class Row:
         return self.checkpoint or self.recipe or self.name.replace(" ", "_")
 
 
+COLUMNS = QUICKSTART_COLUMNS | {"sharpness_ratio": "sharpness ratio"}
 #: smaller is better
 FALLING = {"identity_error", "drift"}
+#: 1 is right
+RATIOS = {"motion_ratio", "sharpness_ratio"}
 CONTINUED = ("vars.stage=self_forcing_continued", "init_from=${vars.run}/checkpoints/self_forcing")
 GUIDED = ("--guidance", "1.5")
 ROWS = (
     Row("pretraining"),
     Row("diffusion forcing", against="pretraining", figure="state_accuracy"),
-    Row("self forcing", against="diffusion forcing", figure="lip_correlation"),
+    Row("self forcing", against="diffusion forcing", figure="identity_error"),
     Row("self forcing, as many steps more", "self_forcing", "self_forcing_continued", CONTINUED),
     Row("audio motion", "audio_motion", against="self forcing, as many steps more", figure="lip_correlation"),
     Row("self forcing, guided", checkpoint="self_forcing", options=GUIDED, against="self forcing", figure="state_accuracy"),
     Row("guidance distillation, asked for as much", "cfg_distillation", options=GUIDED, against="self forcing", figure="state_accuracy"),
     Row("step distillation", checkpoint="distillation", against="self forcing", figure="lip_correlation"),
     Row("consistency distillation", "consistency_distillation", against="self forcing", figure="lip_correlation"),
-    Row("distribution matching", "distribution_matching", against="step distillation", figure="motion_ratio"),
+    Row("distribution matching", "distribution_matching", against="step distillation", figure="sharpness_ratio"),
     Row("teacher forcing", "teacher_forcing", against="pretraining", figure="state_accuracy"),
     Row("Diffusion Forcing (Chen)", "diffusion_forcing_chen", against="pretraining", figure="state_accuracy"),
-    Row("Self-Forcing (Huang)", "self_forcing_huang", against="teacher forcing", figure="lip_correlation"),
-    Row("Rolling Forcing", "rolling_forcing", against="step distillation", figure="lip_correlation"),
+    Row("Self-Forcing (Huang)", "self_forcing_huang", against="teacher forcing", figure="sharpness_ratio"),
+    Row("Rolling Forcing", "rolling_forcing", against="Diffusion Forcing (Chen)", figure="sharpness_ratio"),
 )
 
 
@@ -99,17 +102,17 @@ def measure(row: Row, run: Path, seed: int) -> dict[str, Any]:
 
 def figures(row: Row, run: Path, seeds: int) -> dict[str, Any]:
     """Means over the noises of a line, and how far they lie apart in the figure that it exists for."""
-    measured = [measure(row, run, seed) for seed in range(seeds)]
+    measured = [one["details"] | one for one in (measure(row, run, seed) for seed in range(seeds))]
     found: dict[str, Any] = {column: statistics.fmean(one[column] for one in measured) for column in COLUMNS}
-    found["evaluations"] = measured[0]["details"]["generation"]["evaluations_per_chunk"]
+    found["evaluations"] = measured[0]["generation"]["evaluations_per_chunk"]
     if row.figure:
         found["spread"] = max(one[row.figure] for one in measured) - min(one[row.figure] for one in measured)
     return found
 
 
 def better(row: Row, ours: float, theirs: float) -> bool:
-    """Whether a figure has improved; a motion ratio improves towards 1."""
-    if row.figure == "motion_ratio":
+    """Whether a figure has improved; a ratio improves towards 1."""
+    if row.figure in RATIOS:
         return abs(ours - 1) < abs(theirs - 1)
     return ours < theirs if row.figure in FALLING else ours > theirs
 
