@@ -390,19 +390,25 @@ def expand(node: Any, at: str = "") -> Any:
     return node
 
 
-def specs(node: Any, at: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def specs(node: Any, at: str = "", beside: Iterable[str] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every spec inside `node` with its dotted place, innermost first.
+
+    Args:
+        node: anything.
+        at: its place.
+        beside: keys beside the node's own, one of which a misspelt key may mean.
 
     Raises:
         UserError: a mapping that means to be a spec but has no `class_path`.
     """
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield from specs(value, f"{at}.{key}".lstrip("."))
+            yield from specs(value, f"{at}.{key}".lstrip("."), [str(other) for other in node if other != key])
         if "class_path" in node:
             yield at, node
         elif wrong := next((key for key in node if difflib.get_close_matches(str(key), SPEC_KEYS, cutoff=0.8)), None):
-            hint = did_you_mean(str(wrong), SPEC_KEYS) if wrong not in SPEC_KEYS else ""
+            own_name = at.rpartition(".")[2]
+            hint = did_you_mean(str(wrong), SPEC_KEYS) if wrong not in SPEC_KEYS else did_you_mean(own_name, list(beside)) if beside else ""
             raise UserError(f"{join(at, str(wrong))}: a component has a class_path.{hint}")
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):

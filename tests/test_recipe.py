@@ -279,10 +279,10 @@ def misspelt(name: str) -> str:
 
 
 def mutations(node: object, path: tuple = ()) -> Iterator[tuple]:
-    """Paths of all keys but the names of callbacks, which are free."""
+    """Paths of all keys but names that are a recipe's own: of callbacks, and of a chain's members, which the chain compares with its weights."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if path != ("trainer", "callbacks"):
+            if path != ("trainer", "callbacks") and path[-3:] not in (("corruptor", "init_args", "members"), ("corruptor", "init_args", "weights")):
                 yield (*path, key)
             yield from mutations(value, (*path, key))
     elif isinstance(node, list):

@@ -223,6 +223,7 @@ def test_options_that_the_text_names_belong_to_a_program():
     parsers = [(cli.build_parsers(verb)[0], verb) for verb in cli.VERBS]
     parsers += [(data_tools.cli.build_parser(verb), verb) for verb in data_tools.cli.VERBS]
     known = {option for parser, verb in parsers for action in _actions(parser, verb) for option in action.option_strings}
+    known |= {"--nnodes", "--nproc-per-node", "--signal", "--nodes", "--ntasks-per-node"}  # of torchrun and sbatch
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= known, name(page)
