@@ -121,8 +121,8 @@ def section(found: dict[str, dict[str, Any]], seeds: int) -> str:
     """The table, and what each line was for."""
     facts = describe_machine()
     lines = [
-        f"`python benchmarks/stage_figures.py runs/quickstart` on {datetime.now(UTC):%Y-%m-%d}, after `flowact quickstart --out runs/quickstart`;",
-        "two processes under DeepSpeed ZeRO-2, each stage by its recipe in `recipes/quickstart`.",
+        f"`python benchmarks/stage_figures.py runs/quickstart --seeds {seeds}` on {datetime.now(UTC):%Y-%m-%d},",
+        "after `flowact quickstart --out runs/quickstart`; two processes under DeepSpeed ZeRO-2, each stage by its recipe in `recipes/quickstart`.",
         "Machine: " + ", ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         f"One training run a line; figures are means over {seeds} noises of the stream, on people and speech that no stage has seen, 20 s a clip.",
         "",
