@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import copy
+import copyreg
 import json
 import logging
 import os
@@ -255,6 +256,7 @@ class DeepSpeed(DeepSpeedStrategy):
                     if hasattr(parameter, "_hp_mapping"):
                         del parameter._hp_mapping  # the optimizer that it points to is gone
         self.engines, self._frozen_engines = {}, []
+        _restore_linear()
         super().teardown()
         if self.world_size == 1:  # a later Trainer of this process would take these for a launcher's
             for name, value in self._environment_before.items():
@@ -425,6 +427,13 @@ class _WeightsOnlyEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
+    def save(self, state_dict: Any, path: str) -> None:
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+
+        # Python before 3.11.4 pickles a member as a call of `getattr`, which a reader that runs no code refuses
+        copyreg.pickle(ZeroStageEnum, lambda member: (ZeroStageEnum, (member.value,)))  # type: ignore[arg-type]
+        self._inner.save(state_dict, path)
+
     def load(self, path: str, map_location: Any = None) -> Any:
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -439,6 +448,13 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         merged[key] = _merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), dict) else value
     return merged
+
+
+def _restore_linear() -> None:
+    """Undo what stage 3 leaves behind: it puts its own `linear` in the place of PyTorch's, for every module of the process and for good."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    nn.functional.linear = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", nn.functional.linear)
 
 
 def _skip_inference_kernels() -> None:

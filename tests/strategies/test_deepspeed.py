@@ -180,6 +180,13 @@ def test_another_layout_is_refused(tmp_path: Path, strategy: dict[str, Any], opt
         fit(DeepSpeed(), ckpt_path=tmp_path)
 
 
+def test_partitioned_training_leaves_the_functions_of_torch_as_they_were() -> None:
+    before = torch.nn.functional.linear
+    _, weights = fit(DeepSpeed(stage=3))
+    assert weights
+    assert torch.nn.functional.linear is before
+
+
 def test_code_in_an_engine_file_is_never_run(tmp_path: Path) -> None:
     class Gadget:
         def __reduce__(self) -> Any:
