@@ -98,6 +98,11 @@ class Chunk(TensorRecord):
     def num_frames(self) -> int:
         return self.latents_BFCHW.shape[1]
 
+    def noised(self, sigma: float | Tensor, noise_BFCHW: Tensor) -> Chunk:
+        """The chunk at a noise level, one for all samples or one of each: x = (1 - sigma) x0 + sigma eps."""
+        level = sigma.to(self.latents_BFCHW)[:, None, None, None, None] if isinstance(sigma, Tensor) else sigma
+        return replace(self, latents_BFCHW=(1 - level) * self.latents_BFCHW + level * noise_BFCHW)
+
 
 @dataclass(frozen=True)
 class Segment:

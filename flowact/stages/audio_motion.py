@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowact.conditioning.dropout import ConditionDropout
 from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import GroundTruthMemory, MemoryCorruptor
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
-from flowact.stages.base import AdamW
 from flowact.stages.self_forcing import SelfForcing
-from flowact.types import BOXES, Batch, Visibility
+from flowact.types import BOXES, Batch
 
 
 class AudioMotionAlignment(SelfForcing):
@@ -32,20 +28,11 @@ class AudioMotionAlignment(SelfForcing):
 
     Args:
         denoiser: the trained network. The checkpoint of `init_from` may lack its parameters of sound; they start as they were made.
-        memory: memory strategy.
-        levels: noise levels per chunk.
         corruptor: what happens to history before it is written to memory; the default leaves it clean.
         face: how much more a latent cell counts inside the face's box, 0 or more. Above 0 the data module must read boxes (`data.boxes: true`).
         mouth: likewise inside the mouth's box, on top of the face's.
         audio_warmup: optimizer steps in which the parameters of sound alone are trained; the others stay bit for bit what they were.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream.
-        start: see `ChunkwiseDiffusionForcing`.
-        dropout: condition dropout.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `SelfForcing`.
 
     Raises:
         ValueError: a negative weight or number of steps.
@@ -59,33 +46,14 @@ class AudioMotionAlignment(SelfForcing):
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
         levels: NoiseScheduler | None = None,
+        *,
         corruptor: MemoryCorruptor | None = None,
         face: float = 0.0,
         mouth: float = 0.0,
         audio_warmup: int = 0,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
-        start: float = 0.2,
-        dropout: ConditionDropout | None = None,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            denoiser,
-            memory=memory,
-            levels=levels,
-            corruptor=corruptor or GroundTruthMemory(),
-            chunk_frames=chunk_frames,
-            num_chunks=num_chunks,
-            start=start,
-            dropout=dropout,
-            visibility=visibility,
-            optimizer=optimizer,
-            allow_lineage=allow_lineage,
-            adapter=adapter,
-        )
+        super().__init__(denoiser, memory, levels, corruptor=corruptor or GroundTruthMemory(), **options)
         for name, value in (("face", face), ("mouth", mouth), ("audio_warmup", audio_warmup)):
             if value < 0:
                 raise ValueError(f"{name} is {value}; it is 0 or more")

@@ -10,14 +10,11 @@ from torch import Tensor
 
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
-from flowact.memory.corruptors import MemoryCorruptor
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
-from flowact.stages.base import AdamW
 from flowact.stages.self_forcing import SelfForcing
-from flowact.types import Batch, Chunk, MemoryView, Visibility
+from flowact.types import Batch, Chunk, MemoryView
 
 
 class CFGDistillation(SelfForcing):
@@ -34,18 +31,9 @@ class CFGDistillation(SelfForcing):
     Args:
         denoiser: the student; it takes guidance scales as inputs (`guidance_embedding: true`), which start without effect. Teacher and student start
             from the checkpoint of `init_from`, whose network need not have them. With a LoRA, `train_also` names the embedding ("guidance_in.*").
-        memory: memory strategy.
-        levels: noise levels per chunk.
-        corruptor: what happens to history before it is written to memory.
         text: least and largest guidance scale for text; 1 lies within.
         audio: least and largest guidance scale for audio; 1 lies within.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream.
-        start: see `ChunkwiseDiffusionForcing`.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `SelfForcing`.
 
     Raises:
         ValueError: a range that is empty, negative or without 1, or a denoiser that takes no scales.
@@ -60,31 +48,12 @@ class CFGDistillation(SelfForcing):
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
         levels: NoiseScheduler | None = None,
-        corruptor: MemoryCorruptor | None = None,
+        *,
         text: tuple[float, float] = (1.0, 4.0),
         audio: tuple[float, float] = (1.0, 4.0),
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
-        start: float = 0.2,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            denoiser,
-            memory,
-            levels,
-            corruptor,
-            chunk_frames,
-            num_chunks,
-            start,
-            ConditionDropout(0.0, 0.0),
-            visibility,
-            optimizer,
-            allow_lineage,
-            adapter,
-        )
+        super().__init__(denoiser, memory, levels, dropout=ConditionDropout(0.0, 0.0), **options)
         if not denoiser.takes_guidance:
             raise ValueError(f"{type(denoiser).__name__} as it is set takes no guidance scales; set denoiser.guidance_embedding to true")
         self.ranges = {"text": _range("text", text), "audio": _range("audio", audio)}

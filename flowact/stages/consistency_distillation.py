@@ -12,14 +12,12 @@ from torch import Tensor
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import GroundTruthMemory, MemoryCorruptor
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import shift_levels
-from flowact.stages.base import AdamW
 from flowact.stages.moving_target import MovingTarget
 from flowact.stages.self_forcing import SelfForcing
-from flowact.types import Batch, Chunk, MemoryView, Visibility
+from flowact.types import Batch, Chunk, MemoryView
 
 #: of the target network in a trainer's state
 _TARGET = "flowact_target"
@@ -39,10 +37,7 @@ class ConsistencyDistillation(SelfForcing):
 
     Args:
         denoiser: the student; teacher, student and target start from the checkpoint of `init_from`.
-        memory: memory strategy.
         corruptor: what happens to history before it is written to memory; the default leaves it clean.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream.
         grid_points: N.
         shift: of the grid; of a stream's staircase too.
         guidance: classifier-free guidance scale w of the teacher, v = v_without + w (v_with - v_without); 1 is none.
@@ -50,11 +45,7 @@ class ConsistencyDistillation(SelfForcing):
         target_decay: weight of the past in the target's moving average; 0 makes the target the student of the last update.
         target_start: until so many optimizer steps the target is the student of the last update.
         solver: how streams of this checkpoint descend, see `WindowEngine`.
-        start: see `ChunkwiseDiffusionForcing`.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `SelfForcing`.
 
     Raises:
         ValueError: no grid, or a decay or start outside its range.
@@ -66,9 +57,8 @@ class ConsistencyDistillation(SelfForcing):
         self,
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
+        *,
         corruptor: MemoryCorruptor | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
         grid_points: int = 48,
         shift: float = 1.0,
         guidance: float = 1.0,
@@ -76,24 +66,10 @@ class ConsistencyDistillation(SelfForcing):
         target_decay: float = 0.99,
         target_start: int = 200,
         solver: Literal["euler", "renoise"] = "renoise",
-        start: float = 0.2,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
-            denoiser,
-            memory,
-            corruptor=corruptor or GroundTruthMemory(),
-            chunk_frames=chunk_frames,
-            num_chunks=num_chunks,
-            start=start,
-            dropout=ConditionDropout(0.0, 0.0),
-            visibility=visibility,
-            optimizer=optimizer,
-            allow_lineage=allow_lineage,
-            adapter=adapter,
+            denoiser, memory, levels=None, corruptor=corruptor or GroundTruthMemory(), dropout=ConditionDropout(0.0, 0.0), **options
         )
         if grid_points < 1:
             raise ValueError(f"grid_points is {grid_points}; a path has at least 1 step, typically 20 to 50")

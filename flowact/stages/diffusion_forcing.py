@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
 from flowact.memory.structured import StructuredMemory
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.forcing import MixedLevels
-from flowact.stages.base import AdamW, DenoiserStage
-from flowact.types import Batch, Chunk, Visibility
+from flowact.stages.base import DenoiserStage
+from flowact.types import Batch, Chunk
 
 
 class ChunkwiseDiffusionForcing(DenoiserStage):
@@ -26,15 +24,9 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         denoiser: the trained network.
         memory: memory strategy; training writes ground-truth history to it as the live stream writes what it made.
         levels: noise levels per chunk; which law the paper uses is not stated, so the default mixes two.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream.
         start: probability that a training step's memory holds only the reference and a random part of the history, as in a stream's first seconds.
-        dropout: condition dropout.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
         micro_steps: M, evaluations per stair in streams of the checkpoint, unless they are asked for another; training does not depend on it.
+        options: the other arguments of `DenoiserStage`.
 
     Raises:
         ValueError: a start outside [0, 1], or micro_steps below 1.
@@ -47,18 +39,12 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
         levels: NoiseScheduler | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
+        *,
         start: float = 0.2,
-        dropout: ConditionDropout | None = None,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
         micro_steps: int = 1,
+        **options: Any,
     ) -> None:
-        memory, levels = memory or StructuredMemory(), levels or MixedLevels()
-        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, dropout, visibility, optimizer, allow_lineage, adapter)
+        super().__init__(denoiser, memory or StructuredMemory(), levels or MixedLevels(), **options)
         if not 0 <= start <= 1:
             raise ValueError(f"start is a probability in [0, 1], got {start}")
         if micro_steps < 1:

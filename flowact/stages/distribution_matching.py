@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.none import NoMemory
 from flowact.memory.structured import reference_chunk
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, WindowEngine, WindowState, gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
@@ -24,11 +22,12 @@ from flowact.schedulers.flow import UniformLevel
 from flowact.schedulers.staircase import Staircase
 from flowact.stages.adversarial import Adversarial, ScoreWithHead, critic_loss, generator_loss
 from flowact.stages.base import AdamW
+from flowact.stages.curves import latent_sums, statistics
 from flowact.stages.diffusion_forcing import ChunkwiseDiffusionForcing
 from flowact.stages.frozen import Frozen
 from flowact.stages.roles import Role, SeveralRoles
-from flowact.stages.student_rollout import graded_rollout, latents_of
-from flowact.types import FULL_VISIBILITY, Batch, Chunk, MemoryView, Visibility
+from flowact.stages.student_rollout import as_noise, graded_rollout, latents_of, stream_from_truth
+from flowact.types import FULL_VISIBILITY, Batch, Chunk, MemoryView
 
 
 class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
@@ -55,10 +54,6 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
     Args:
         denoiser: the student; it starts from the checkpoint of `init_from`.
         scores: checkpoint that real and fake score start from. It knows every noise level: one from before step distillation. None is `init_from`.
-        memory: memory strategy.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream and stairs.
-        micro_steps: M, evaluations per stair, in training as in the streams of the checkpoint.
         windows: consecutive windows of W chunks in a clip; the data's window holds them all.
         shift: of the staircase, the same as in the stream.
         score_levels: noise levels t of the scores; the default is uniform in [0.02, 0.98].
@@ -69,13 +64,10 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         student_every: k, the student is updated in every k-th training step.
         clip: largest gradient norm of either role; None does not clip.
         adversarial: weights of the adversarial loss; off by default.
-        start: see `ChunkwiseDiffusionForcing`.
-        visibility: who may attend to whom in the window; streams use the same.
         optimizer: of the student; its schedule runs over the student's updates.
         fake_score_optimizer: of the fake score.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`; student and fake score have one each.
-        accumulate: see `SeveralRoles`.
+        options: the other arguments of `ChunkwiseDiffusionForcing` and `SeveralRoles`; `micro_steps` is M in training too, and an adapter is
+            attached to student and fake score.
 
     Raises:
         ValueError: no window, an adversarial loss beside an adapter, or as `Staircase` and `ScoreWithHead`.
@@ -88,11 +80,9 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
     def __init__(
         self,
         denoiser: Denoiser,
-        scores: str | None = None,
         memory: MemoryBank | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
-        micro_steps: int = 1,
+        *,
+        scores: str | None = None,
         windows: int = 1,
         shift: float = 1.0,
         score_levels: NoiseScheduler | None = None,
@@ -103,31 +93,14 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         student_every: int = 5,
         clip: float | None = 10.0,
         adversarial: Adversarial = Adversarial(),
-        start: float = 0.2,
-        visibility: Visibility = Visibility(),
         optimizer: AdamW = AdamW(lr=2e-6, betas=(0.0, 0.999), warmup_steps=0, final_lr=1.0),
         fake_score_optimizer: AdamW = AdamW(lr=4e-7, betas=(0.0, 0.999), warmup_steps=0, final_lr=1.0),
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
-        accumulate: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            denoiser,
-            memory,
-            score_levels or UniformLevel(0.02, 0.98),
-            chunk_frames,
-            num_chunks,
-            start,
-            ConditionDropout(0.0, 0.0),
-            visibility,
-            optimizer,
-            allow_lineage,
-            adapter,
-            micro_steps,
-            accumulate=accumulate,
-        )
+        levels = score_levels or UniformLevel(0.02, 0.98)
+        super().__init__(denoiser=denoiser, memory=memory, levels=levels, dropout=ConditionDropout(0.0, 0.0), optimizer=optimizer, **options)
         if windows < 1:
-            raise ValueError(f"windows is {windows}; a clip has at least 1 window of {num_chunks} chunks")
+            raise ValueError(f"windows is {windows}; a clip has at least 1 window of {self.num_chunks} chunks")
         if scores_see not in ("memory", "reference"):
             raise ValueError(f"scores_see is {scores_see!r}; it is memory or reference")
         if adversarial.is_on and self.adapter.keeps_base:
@@ -136,7 +109,7 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
                 "set adversarial.student and adversarial.critic to 0, or leave out the adapter"
             )
         self.scores = scores
-        self.staircase = Staircase(num_chunks, micro_steps, shift)
+        self.staircase = Staircase(self.num_chunks, self.micro_steps, shift)
         self.windows = windows
         self.scores_see = scores_see
         self.adversarial = adversarial
@@ -240,7 +213,10 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
     # --- what the student makes
 
     def depth(self) -> int:
-        """Chunks of this step's rollout: the same on every process, because partitioned weights need as many evaluations on each."""
+        """Chunks of this step's rollout: the same on every process, because partitioned weights need as many evaluations on each.
+
+        The same also for all batches that one step accumulates, so that they add up to one large batch.
+        """
         if not self.training:
             return self.rollout
         return int(torch.randint(self.rollout + 1, (), generator=torch.Generator().manual_seed(self.global_step)))
@@ -265,13 +241,8 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         memory = self.memory.reset(reference_chunk(batch.reference_BFCHW, chunks[0]))
         for chunk in history[: max(len(history) - depth, 0)]:
             memory = self.memory.write(memory, chunk)
-        standing, entering = chunks[: self.num_chunks - 1], chunks[self.num_chunks - 1 :]
-        stairs = self.staircase.stairs(0.0).tolist()
-        state = WindowState(memory, tuple(_noised(chunk, sigma) for chunk, sigma in zip(standing, stairs, strict=False)))
-        engine = self.window_engine
-        for chunk in entering[:depth]:
-            state, _ = engine.step(state, _noised(chunk, 1.0))
-        return state, [_noised(chunk, 1.0) for chunk in entering[depth:]]
+        state, _ = stream_from_truth(self.window_engine, memory, chunks, depth)
+        return state, [as_noise(chunk) for chunk in chunks[self.num_chunks - 1 + depth :]]
 
     def sample(self, batch: Batch) -> tuple[MemoryView, list[Chunk]]:
         """What the scores see in front of the clip, and the student's clean chunks; these carry a gradient where that is enabled."""
@@ -361,7 +332,7 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         loss = self.fake_score_loss(memory, samples, self.stream(batch))
         self.update("fake_score", loss)
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/saturation", self._saturation(batch, samples))
+        self.log("train/saturation", statistics(latent_sums(latents_of(samples), latents_of(self.stream(batch))))["saturation"].float())
         return loss.detach()
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -369,14 +340,10 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
             torch.manual_seed(batch_index)
             memory, samples = self.sample(batch)
             loss, fake_score_loss = self.student_loss(memory, samples), self.fake_score_loss(memory, samples, self.stream(batch))
-        values = {"val/loss": loss, "val/fake_score_loss": fake_score_loss, "val/saturation": self._saturation(batch, samples)}
-        self.log_dict(values, sync_dist=True, batch_size=batch.latents_BFCHW.shape[0])
+        assert self._held_out is not None
+        self._held_out.add_latents(latents_of(samples), latents_of(self.stream(batch)))
+        self.log_dict({"val/loss": loss, "val/fake_score_loss": fake_score_loss}, sync_dist=True, batch_size=batch.latents_BFCHW.shape[0])
         return loss
-
-    def _saturation(self, batch: Batch, samples: Sequence[Chunk]) -> Tensor:
-        """Spread of the student's latents over that of the data: above 1 it exaggerates, below 1 it is dull."""
-        made = latents_of(samples).detach().float()
-        return made.std() / batch.latents_BFCHW[:, -made.shape[1] :].float().std()
 
     def _per_frame(self, sigma_BK: Tensor) -> Tensor:
         """Levels of chunks as [B, F, 1, 1, 1]."""
@@ -388,7 +355,3 @@ def reference_alone(batch: Batch) -> MemoryView:
     nothing = Chunk(batch.reference_BFCHW, batch.audio_BFAD[:, :1], batch.text_BNLD[:, 0])
     bank = NoMemory()
     return bank.read(bank.reset(reference_chunk(batch.reference_BFCHW, nothing)))
-
-
-def _noised(chunk: Chunk, sigma: float) -> Chunk:
-    return replace(chunk, latents_BFCHW=(1 - sigma) * chunk.latents_BFCHW + sigma * gaussian(chunk.latents_BFCHW))

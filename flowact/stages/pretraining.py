@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.none import NoMemory
 from flowact.memory.structured import reference_chunk
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.flow import LogitNormalLevel
-from flowact.stages.base import AdamW, DenoiserStage
+from flowact.stages.base import DenoiserStage
 from flowact.types import FULL_VISIBILITY, Batch, Chunk
 
 
@@ -30,13 +28,9 @@ class FlowMatchingPretraining(DenoiserStage):
     Args:
         denoiser: the trained network.
         levels: one level per sample; the default is logit normal.
-        chunk_frames: latent frames that share a caption.
         num_chunks: chunks of a clip.
         pictures: share of training steps on pictures, drawn per step and the same on every process.
-        dropout: condition dropout.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `DenoiserStage`.
 
     Raises:
         ValueError: a share of pictures outside [0, 1].
@@ -45,21 +39,12 @@ class FlowMatchingPretraining(DenoiserStage):
     name = "pretraining"
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        levels: NoiseScheduler | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 4,
-        dropout: ConditionDropout | None = None,
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
-        pictures: float = 0.0,
+        self, denoiser: Denoiser, levels: NoiseScheduler | None = None, *, num_chunks: int = 4, pictures: float = 0.0, **options: Any
     ) -> None:
         if not 0 <= pictures <= 1:
             raise ValueError(f"pictures is a share of the training steps in [0, 1], got {pictures}")
         levels = levels or LogitNormalLevel()
-        super().__init__(denoiser, NoMemory(), levels, chunk_frames, num_chunks, dropout, FULL_VISIBILITY, optimizer, allow_lineage, adapter)
+        super().__init__(denoiser, NoMemory(), levels, num_chunks=num_chunks, visibility=FULL_VISIBILITY, **options)
         self.pictures = pictures
 
     def velocity_error(self, batch: Batch, sigma_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:

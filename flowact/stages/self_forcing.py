@@ -13,21 +13,20 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowact.conditioning.dropout import ConditionDropout
 from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import Corruption, GeneratedMemory, MemoryCorruptor, Offer, noised
 from flowact.memory.structured import reference_chunk
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
-from flowact.sampling.window import WindowEngine, WindowState, gaussian, predict_velocity, split_frames
+from flowact.sampling.window import WindowEngine, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.staircase import Staircase
-from flowact.stages.base import AdamW, DenoiserStage
+from flowact.stages.base import DenoiserStage
 from flowact.stages.curves import is_logged
 from flowact.stages.diffusion_forcing import ChunkwiseDiffusionForcing
 from flowact.stages.frozen import Frozen
-from flowact.types import Batch, Chunk, MemoryView, Visibility
+from flowact.stages.student_rollout import stream_from_truth
+from flowact.types import Batch, Chunk, MemoryView
 
 #: of the corruptors of all processes in a trainer's state
 _CORRUPTORS = "flowact_corruptors"
@@ -51,17 +50,8 @@ class SelfForcing(ChunkwiseDiffusionForcing):
 
     Args:
         denoiser: the trained network.
-        memory: memory strategy.
-        levels: noise levels per chunk.
         corruptor: what happens to history before it is written to memory.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream.
-        start: see `ChunkwiseDiffusionForcing`.
-        dropout: condition dropout.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `ChunkwiseDiffusionForcing`.
 
     Raises:
         UserError: from `setup`: no `init_from`, or a corruptor that this stage, its memory or its trainer has nothing for.
@@ -76,17 +66,11 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
         levels: NoiseScheduler | None = None,
+        *,
         corruptor: MemoryCorruptor | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
-        start: float = 0.2,
-        dropout: ConditionDropout | None = None,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(denoiser, memory, levels, chunk_frames, num_chunks, start, dropout, visibility, optimizer, allow_lineage, adapter)
+        super().__init__(denoiser, memory, levels, **options)
         self.corruptor = corruptor or GeneratedMemory()
         self.intermediate = Frozen()
         self._corruption: tuple[list[Chunk], Corruption] | None = None  # of this step: the true history, and what became of it
@@ -202,12 +186,7 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         memory = self.memory.reset(reference_chunk(batch.reference_BFCHW, history[0]))
         for chunk in earlier:
             memory = self.memory.write(memory, chunk)
-        stairs_KB = staircase.stairs(0.0)[:, None].expand(-1, len(batch.latents_BFCHW))
-        standing = [noised(chunk, sigma_B) for chunk, sigma_B in zip(chunks[: self.num_chunks - 1], stairs_KB, strict=False)]
-        state, done = WindowState(memory, tuple(standing)), []
-        for chunk in chunks[self.num_chunks - 1 :]:
-            state, left = engine.step(state, replace(chunk, latents_BFCHW=gaussian(chunk.latents_BFCHW)))
-            done.append(left)
+        _, done = stream_from_truth(engine, memory, chunks, num_chunks)
         return [*earlier, *done]
 
     # --- what the corruptor learns, keeps and tells

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowact.conditioning.dropout import ConditionDropout
 from flowact.memory.base import MemoryBank
-from flowact.memory.corruptors import MemoryCorruptor
-from flowact.models.adapters import Adapter
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, gaussian, predict_velocity, split_frames
 from flowact.schedulers.forcing import StaircaseLevels
 from flowact.schedulers.staircase import Staircase
-from flowact.stages.base import AdamW
 from flowact.stages.self_forcing import SelfForcing
-from flowact.types import Batch, Chunk, MemoryView, Visibility
+from flowact.types import Batch, Chunk, MemoryView
 
 
 class StepDistillation(SelfForcing):
@@ -30,18 +28,10 @@ class StepDistillation(SelfForcing):
 
     Args:
         denoiser: the student; teacher and student start from the checkpoint of `init_from`.
-        memory: memory strategy.
-        corruptor: what happens to history before it is written to memory.
-        chunk_frames: n, latent frames of a chunk.
-        num_chunks: W, chunks of the stream and stairs.
         shift: of the staircase, the same as in the stream.
         teacher_steps: M of the teacher.
         guidance: classifier-free guidance scale of the teacher; 1 is none.
-        start: see `ChunkwiseDiffusionForcing`.
-        visibility: who may attend to whom in the window; streams use the same.
-        optimizer: optimizer and schedule.
-        allow_lineage: see `DenoiserStage`.
-        adapter: see `DenoiserStage`.
+        options: the other arguments of `SelfForcing`.
     """
 
     name = "distillation"
@@ -50,22 +40,14 @@ class StepDistillation(SelfForcing):
         self,
         denoiser: Denoiser,
         memory: MemoryBank | None = None,
-        corruptor: MemoryCorruptor | None = None,
-        chunk_frames: int = 3,
-        num_chunks: int = 3,
+        *,
         shift: float = 1.0,
         teacher_steps: int = 4,
         guidance: float = 1.0,
-        start: float = 0.2,
-        visibility: Visibility = Visibility(),
-        optimizer: AdamW | None = None,
-        allow_lineage: Sequence[str] = (),
-        adapter: Adapter | None = None,
+        **options: Any,
     ) -> None:
-        levels = StaircaseLevels(shift, first_step=1.0)
-        never = ConditionDropout(0.0, 0.0)
-        super().__init__(denoiser, memory, levels, corruptor, chunk_frames, num_chunks, start, never, visibility, optimizer, allow_lineage, adapter)
-        self.staircase = Staircase(num_chunks, teacher_steps, shift)
+        super().__init__(denoiser, memory, levels=StaircaseLevels(shift, first_step=1.0), dropout=ConditionDropout(0.0, 0.0), **options)
+        self.staircase = Staircase(self.num_chunks, teacher_steps, shift)
         self.guidance = Guidance(guidance)
 
     @torch.no_grad()
@@ -88,7 +70,7 @@ class StepDistillation(SelfForcing):
         """Squared error of the student's velocity against the teacher's mean velocity over each stair; shapes as in `DenoiserStage`."""
         top_K, bottom_K = self.staircase.stairs(0.0), self.staircase.stairs(float(self.staircase.micro_steps))
         stream = [
-            replace(chunk, latents_BFCHW=(1 - sigma) * chunk.latents_BFCHW + sigma * gaussian(chunk.latents_BFCHW))
+            chunk.noised(sigma, gaussian(chunk.latents_BFCHW))
             for chunk, sigma in zip(self.stream(batch), top_K.tolist(), strict=True)
         ]
         memory = self.memory_of(batch)

@@ -1,15 +1,45 @@
-"""The student's own stream inside training, with one graded evaluation for each chunk. Legend: flowact/types.py."""
+"""A network's own stream inside training: from the truth on, and with one graded evaluation for each chunk. Legend: flowact/types.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowact.sampling.window import WindowEngine, WindowState, split_frames
+from flowact.sampling.window import WindowEngine, WindowState, gaussian, split_frames
 from flowact.types import Chunk
+
+
+def stream_from_truth(engine: WindowEngine, memory: Any, chunks: Sequence[Chunk], steps: int) -> tuple[WindowState, list[Chunk]]:
+    """A stream that begins among true chunks and goes on by itself.
+
+    The first W - 1 chunks stand on their stairs as noised truth, those after them enter as noise with their conditions.
+
+    Args:
+        engine: of the network that streams.
+        memory: the bank's state before the first chunk.
+        chunks: in order of time, at least W - 1 + steps of them.
+        steps: how far the stream goes.
+
+    Returns:
+        where it then stands, and the chunks that have left it.
+    """
+    standing = engine.staircase.num_chunks - 1
+    stairs = engine.staircase.stairs(0.0).tolist()
+    stream = [chunk.noised(sigma, gaussian(chunk.latents_BFCHW)) for chunk, sigma in zip(chunks[:standing], stairs, strict=False)]
+    state, done = WindowState(memory, tuple(stream)), []
+    for chunk in chunks[standing : standing + steps]:
+        state, left = engine.step(state, as_noise(chunk))
+        done.append(left)
+    return state, done
+
+
+def as_noise(chunk: Chunk) -> Chunk:
+    """A chunk's conditions with noise for latents, ready to enter a stream."""
+    return replace(chunk, latents_BFCHW=gaussian(chunk.latents_BFCHW))
 
 
 def graded_rollout(engine: WindowEngine, state: WindowState, entering: Sequence[Chunk], exits: Sequence[int]) -> list[Chunk]:

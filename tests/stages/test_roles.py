@@ -238,6 +238,6 @@ def test_validation_gives_the_same_number_every_time(strategy, tmp_path):
     data = ResumableWindows.of(stage, folder=tmp_path / "ae")
     run = trainer(max_steps=4, strategy=DeepSpeed(stage=2) if strategy == "deepspeed" else strategy)
     run.fit(stage, datamodule=data)
-    assert {"val/loss", "val/fake_score_loss", "val/saturation", "train/saturation"} <= run.callback_metrics.keys()
+    assert {"val/loss", "val/fake_score_loss", "val/saturation", "val/motion", "val/beyond_range", "train/saturation"} <= run.callback_metrics.keys()
     losses = [trainer().validate(stage, datamodule=data, verbose=False)[0]["val/loss"] for _ in range(2)]
     assert losses[0] == losses[1]

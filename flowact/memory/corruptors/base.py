@@ -197,8 +197,5 @@ def mixed(clean: Sequence[Chunk], made: Sequence[Chunk], chosen_B: Tensor) -> li
 
 
 def noised(chunk: Chunk, sigma_B: Tensor, generator: torch.Generator | None = None) -> Chunk:
-    """The chunk with latents (1 - sigma) x0 + sigma eps."""
-    latents = chunk.latents_BFCHW
-    sigma = sigma_B.to(latents)[:, None, None, None, None]
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return replace(chunk, latents_BFCHW=(1 - sigma) * latents + sigma * noise)
+    """The chunk at noise levels sigma_B."""
+    return chunk.noised(sigma_B, torch.randn(chunk.latents_BFCHW.shape, generator=generator).to(chunk.latents_BFCHW))
