@@ -189,7 +189,7 @@ def test_the_depth_of_a_rollout_depends_on_the_step_alone():
         torch.manual_seed(seed)
         depths.append([])
         for step in range(40):
-            stage.trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=step))
+            stage.trainer = SimpleNamespace(global_step=step)
             depths[-1].append(stage.depth())
     assert depths[0] == depths[1]
     assert set(depths[0]) == set(range(HISTORY + 1))
