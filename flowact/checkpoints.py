@@ -31,9 +31,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowact.eight_bit import SCALES, load_weights
 from flowact.errors import UserError
 from flowact.lora import merge
 from flowact.strict_yaml import read_yaml, to_yaml
@@ -124,9 +125,9 @@ class Checkpoint:
 
     def trained(self, ema: bool = True) -> dict[str, Tensor]:
         """What the folder itself holds: all weights, or what a LoRA changes."""
-        state = load_file(self.path / self.weights_name)
+        state = load_weights(self.path / self.weights_name)
         if ema and self.has_ema:
-            state |= load_file(self.path / "ema.safetensors")
+            state |= self.ema()
         return state
 
     def base(self, folder: str | Path | None = None) -> Checkpoint:
@@ -166,11 +167,12 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the trained weights by name, without reading the numbers."""
         with safe_open(self.path / self.weights_name, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = [name for name in file.keys() if not name.endswith(SCALES)]  # noqa: SIM118 - not a mapping
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
     def ema(self) -> dict[str, Tensor]:
         """The moving average alone; empty if there is none."""
-        return load_file(self.path / "ema.safetensors") if self.has_ema else {}
+        return load_weights(self.path / "ema.safetensors") if self.has_ema else {}
 
     @property
     def weights_sha256(self) -> str:

@@ -6,11 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from flowact.autoencoders.base import Autoencoder
 from flowact.autoencoders.causal import CausalVideoAutoencoder
 from flowact.autoencoders.diffusers import DiffusersAutoencoder
+from flowact.eight_bit import load_weights
 from flowact.errors import UserError
 
 WEIGHTS, SPEC = "autoencoder.safetensors", "autoencoder.json"
@@ -37,7 +38,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     if not (folder / SPEC).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no autoencoder: {SPEC} and {WEIGHTS} are expected there. Train one with a recipe of AutoencoderTraining.")
     autoencoder: Autoencoder = instantiate(json.loads((folder / SPEC).read_text()), "autoencoders")
-    autoencoder.load_state_dict(load_file(str(folder / WEIGHTS)))
+    autoencoder.load_state_dict(load_weights(folder / WEIGHTS))
     return autoencoder.eval().requires_grad_(False)
 
 

@@ -28,8 +28,8 @@ from flowact.machine import computes_bfloat16
 from flowact.models.attention import AttentionPlan
 from flowact.models.base import Denoiser
 from flowact.recipe import Recipe, check_recipe
+from flowact.sampling.latency import LatencyBudget
 from flowact.sampling.pipeline import trained_staircase, trained_visibility
-from flowact.sampling.session import latency_budget
 from flowact.sampling.window import Guidance, WindowEngine
 from flowact.stages.base import DenoiserStage
 from flowact.stages.frozen import Frozen
@@ -292,6 +292,7 @@ def _stream(
         decode_seconds = device.seconds(Work(decode, decode_weights), measured.stream_precision.products, utilisation)
         memory = weights + features + decode_weights + max(working, decode_peak)
     frames = stage.chunk_frames * facts.temporal_stride
+    budget = LatencyBudget(staircase.num_chunks, stage.chunk_frames, facts.temporal_stride)
     plan = StreamPlan(
         evaluations_per_chunk=engine.evaluations_per_chunk,
         reuses_memory=engine.reuse_pays,
@@ -302,7 +303,8 @@ def _stream(
         seconds_per_chunk=seconds + decode_seconds,
         frames_per_second=frames / (seconds + decode_seconds),
         first_frame_seconds=staircase.num_chunks * seconds + decode_seconds,
-        **latency_budget(engine, frames / FRAMES_PER_SECOND),
+        audio_lookahead_seconds=budget.audio_lookahead_seconds,
+        prompt_to_motion_seconds=budget.prompt_to_motion_seconds,
     )
     return plan, window
 

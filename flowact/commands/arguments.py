@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import TYPE_CHECKING
+
+from flowact.errors import UserError
+
+if TYPE_CHECKING:
+    from flowact.sampling.refinement import Refinement
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +31,36 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance scale; 1 is none, any other doubles the evaluations but for a model that was distilled with scales as inputs, "
         "which also takes one each as TEXT,AUDIO (default: %(default)s)",
     )
+
+
+def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whether a stream refines its memory."""
+    parser.add_argument(
+        "--refine",
+        metavar="N|drift",
+        help="denoise the short memory again every N chunks, or when its colours have drifted (default: never)",
+    )
+    parser.add_argument("--refine-sigma", type=float, metavar="S", help="noise level for that, above 0 and at most 1 (default: 0.3)")
+
+
+def chosen_refinement(args: argparse.Namespace) -> Refinement:
+    """The refinement that `--refine` names.
+
+    Raises:
+        UserError: neither a number of chunks nor "drift", or a level out of range.
+    """
+    from flowact.sampling.refinement import DriftRefinement, NoRefinement, PeriodicRefinement
+
+    level = {} if args.refine_sigma is None else {"sigma": args.refine_sigma}
+    try:
+        if args.refine is None:
+            if level:
+                raise UserError("--refine-sigma goes with --refine N or --refine drift")
+            return NoRefinement()
+        return DriftRefinement(**level) if args.refine == "drift" else PeriodicRefinement(every=int(args.refine), **level)
+    except ValueError as error:
+        rule = "a number of chunks, from 1, or drift; --refine-sigma is above 0 and at most 1"
+        raise UserError(f"--refine {args.refine} is {rule} ({error})") from error
 
 
 def guidance_scales(text: str) -> float | tuple[float, float]:

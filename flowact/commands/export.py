@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--lora", choices=("peft", "comfyui"), help="the LoRA: a folder that peft loads, or lora.safetensors with the names of ComfyUI")
     parser.add_argument("--base", metavar="DIR", help="where the base of the LoRA is now, if it was moved")
     parser.add_argument("--add", metavar="PATH", help="with --merge: merge this LoRA too, a folder for peft or ComfyUI or a .safetensors file")
+    parser.add_argument("--eight-bit", action="store_true", help="with --merge: a quarter of the bytes; weights are rounded to 8 bits a number")
     parser.add_argument("--trained", action="store_true", help="the trained weights, not their moving average")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -29,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.add and not args.merge:
         raise UserError(f"--add {args.add} merges a LoRA into all weights, so it goes with --merge")
+    if args.eight_bit and not args.merge:
+        raise UserError("--eight-bit rounds all weights, so it goes with --merge")
     from flowact.checkpoints import open_checkpoint
     from flowact.models.lora_files import check_free, export_lora, export_merged
 
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.checkpoint)
     say(f"read {args.checkpoint}: {'a LoRA' if checkpoint.is_lora else 'all weights'} of stage {checkpoint.lineage['stage']}, step {checkpoint.step}")
     if args.merge:
-        report = export_merged(checkpoint, args.out, args.base, args.add, not args.trained, say)
+        report = export_merged(checkpoint, args.out, args.base, args.add, not args.trained, say, args.eight_bit)
     else:
         report = export_lora(checkpoint, args.out, args.lora, args.base, not args.trained, say)
     print_report(report, args)

@@ -10,9 +10,12 @@ from flowact.memory.corruptors import (
     MemoryCorruptor,
     RolloutMemory,
 )
+from flowact.memory.entries import MemoryState, reference_chunk
 from flowact.memory.none import NoMemory
+from flowact.memory.novelty import NoveltyMemory
+from flowact.memory.packed import PackedMemory
 from flowact.memory.sliding import SlidingWindowMemory
-from flowact.memory.structured import MemoryState, StructuredMemory, reference_chunk
+from flowact.memory.structured import StructuredMemory
 
 __all__ = [
     "CorruptorChain",
@@ -24,6 +27,8 @@ __all__ = [
     "MemoryCorruptor",
     "MemoryState",
     "NoMemory",
+    "NoveltyMemory",
+    "PackedMemory",
     "RolloutMemory",
     "SlidingWindowMemory",
     "StructuredMemory",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.structured import MemoryState, ReferencePosition, check_reference_gap, place_reference, tail, view
+from flowact.memory.entries import MemoryState, ReferencePosition, check_reference_gap, place_reference, tail, view
 from flowact.types import Chunk, MemoryView
 
 

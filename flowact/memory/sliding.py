@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowact.memory.base import MemoryBank
-from flowact.memory.structured import MemoryState, ReferencePosition, check_reference_gap, place_reference, tail, view
+from flowact.memory.entries import MemoryState, ReferencePosition, check_reference_gap, copies, place_reference, tail, view
 from flowact.types import Chunk, MemoryView, SegmentKind
 
 
@@ -46,7 +46,7 @@ class SlidingWindowMemory(MemoryBank[MemoryState]):
 
     def reset(self, reference: Chunk) -> MemoryState:
         """See `MemoryBank.reset`."""
-        return MemoryState(tail(reference, 1), (tail(reference, self.chunk_frames),) * self.chunks)
+        return MemoryState(tail(reference, 1), copies(tail(reference, self.chunk_frames), self.chunks))
 
     def write(self, state: MemoryState, chunk: Chunk) -> MemoryState:
         """See `MemoryBank.write`."""

@@ -26,7 +26,7 @@ import yaml
 
 from flowact.errors import UserError, did_you_mean
 from flowact.planning.base import TimedPrompt
-from flowact.planning.speech_activity import DEFAULT_CAPTIONS
+from flowact.planning.captions import DEFAULT_CAPTIONS
 from flowact.types import FRAMES_PER_SECOND, STATES
 
 FIELDS = ("at", "until", "state", "text")

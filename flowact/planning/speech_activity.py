@@ -11,16 +11,10 @@ from typing import final
 
 import numpy as np
 
-from flowact.errors import UserError, did_you_mean
 from flowact.planning.base import Planner, TimedPrompt
+from flowact.planning.captions import DEFAULT_CAPTIONS as DEFAULT_CAPTIONS  # callers know it from here
+from flowact.planning.captions import another, state_captions
 from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES
-
-DEFAULT_CAPTIONS: Mapping[str, Sequence[str]] = {
-    "speaking": ("the person speaks to the viewer", "the person is talking", "the person explains something"),
-    "listening": ("the person listens and nods", "the person listens attentively", "the person looks on and listens"),
-    "thinking": ("the person looks away and thinks", "the person is thinking", "the person pauses to think"),
-    "idle": ("the person waits quietly", "the person is idle", "the person rests and looks around"),
-}
 
 
 def speech_frames(samples: np.ndarray, *, range_db: float = 26.0, hysteresis_db: float = 6.0, floor_db: float = -50.0) -> np.ndarray:
@@ -94,16 +88,10 @@ class SpeechActivityPlanner(Planner):
         range_db: float = 26.0,
         floor_db: float = -50.0,
     ) -> None:
-        given = captions or {}
-        for state, paraphrases in given.items():
-            if state not in STATES:
-                raise UserError(f"captions for unknown state {state!r}.{did_you_mean(state, STATES)}")
-            if not paraphrases or isinstance(paraphrases, str):
-                raise UserError(f"captions[{state!r}] is a list with at least one caption, got {paraphrases!r}")
         durations = (longest_pause_seconds, shortest_speech_seconds, shortest_state_seconds, thinking_seconds, idle_after_seconds)
         if min(durations) < 0:
             raise ValueError(f"durations are not negative, got {durations}")
-        self.captions = {state: tuple(given.get(state, DEFAULT_CAPTIONS[state])) for state in STATES}
+        self.captions = state_captions(captions)
         self.seed = seed
         self.thinking_seconds = thinking_seconds
         self.idle_after_seconds = idle_after_seconds
@@ -127,8 +115,7 @@ class SpeechActivityPlanner(Planner):
         said: dict[str, str] = {}
         for first, _, value in runs(states_T):
             state = STATES[value]
-            choices = [text for text in self.captions[state] if text != said.get(state)] or list(self.captions[state])
-            said[state] = choices[int(generator.integers(len(choices)))]
+            said[state] = another(self.captions[state], [said.get(state, "")], generator)
             prompts.append(TimedPrompt(first / FRAMES_PER_SECOND, state, said[state]))
         return prompts
 

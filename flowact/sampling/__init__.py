@@ -1,6 +1,20 @@
-"""Window engine, sessions and the pipeline from a checkpoint to video."""
+"""Window engine, live sessions and the pipeline from a checkpoint to video."""
 
-from flowact.sampling.session import StreamSession
+from flowact.sampling.latency import LatencyBudget
+from flowact.sampling.live import LiveStream
+from flowact.sampling.session import MediaChunk, SessionEvent, StreamSession
+from flowact.sampling.stream import ChunkStream
 from flowact.sampling.window import Guidance, WindowEngine, WindowState, predict_velocity
 
-__all__ = ["Guidance", "StreamSession", "WindowEngine", "WindowState", "predict_velocity"]
+__all__ = [
+    "ChunkStream",
+    "Guidance",
+    "LatencyBudget",
+    "LiveStream",
+    "MediaChunk",
+    "SessionEvent",
+    "StreamSession",
+    "WindowEngine",
+    "WindowState",
+    "predict_velocity",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,12 @@ from flowact.machine import computes_bfloat16
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
 from flowact.registry import instantiate
-from flowact.sampling.session import StreamSession, evaluations_per_chunk, latency_budget
+from flowact.sampling.latency import LatencyBudget
+from flowact.sampling.refinement import NoRefinement, Refinement
+from flowact.sampling.stream import ChunkStream, evaluations_per_chunk
 from flowact.sampling.window import Guidance, WindowEngine
 from flowact.schedulers.staircase import Staircase
-from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME, STATES, Visibility
+from flowact.types import SAMPLES_PER_FRAME, STATES, Visibility
 
 Captions = Sequence[tuple[int, str]]
 """(first frame, caption), in order, the first at frame 0."""
@@ -71,6 +73,7 @@ class Pipeline:
         visibility: who may attend to whom, as in training.
         scales: guidance scales (text, audio) for a denoiser that takes them as inputs; see `WindowEngine`.
         solver: see `WindowEngine`.
+        refinement: of the short memory, while a stream runs.
     """
 
     denoiser: Denoiser
@@ -88,6 +91,7 @@ class Pipeline:
     visibility: Visibility = Visibility()
     scales: tuple[float, float] | None = None
     solver: Literal["euler", "renoise"] = "euler"
+    refinement: Refinement = NoRefinement()
 
     @classmethod
     def from_checkpoint(
@@ -97,6 +101,7 @@ class Pipeline:
         micro_steps: int | None = None,
         guidance: float | tuple[float, float] = 1.0,
         shift: float | None = None,
+        refinement: Refinement = NoRefinement(),
     ) -> Pipeline:
         """Build from a checkpoint folder; a recipe in it may only name registered components.
 
@@ -106,6 +111,7 @@ class Pipeline:
             micro_steps: M; the default is what the checkpoint's stage says, else 1. A chunk sees W M evaluations.
             guidance: classifier-free guidance scale; for a model that takes scales as inputs also one each for (text, audio).
             shift: of the staircase; the default is what the stage was trained with, else 1.
+            refinement: of the short memory, while a stream runs.
 
         Raises:
             UserError: damaged or incomplete checkpoint, or guidance that the model was not trained for.
@@ -136,6 +142,7 @@ class Pipeline:
             visibility=trained_visibility(arguments),
             scales=scales,
             solver=lineage.get("solver", "euler"),
+            refinement=refinement,
         )
 
     @property
@@ -145,9 +152,16 @@ class Pipeline:
         return height * self.autoencoder.spatial_stride, width * self.autoencoder.spatial_stride
 
     @property
-    def latency_budget(self) -> dict[str, float]:
-        """Seconds of sound that must be buffered, and until a new prompt is seen."""
-        return latency_budget(self.engine, self.chunk_frames * self.autoencoder.temporal_stride / FRAMES_PER_SECOND)
+    def latency_budget(self) -> LatencyBudget:
+        """What a stream's geometry costs in time."""
+        return LatencyBudget(
+            self.staircase.num_chunks,
+            self.chunk_frames,
+            self.autoencoder.temporal_stride,
+            self.staircase.micro_steps,
+            encoder_lookahead_frames=self.audio.lookahead_frames,
+            guidance_evaluations=self.engine.guidance.evaluations,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -161,14 +175,18 @@ class Pipeline:
         )
 
     @torch.no_grad()
-    def session(self, references: Sequence[Tensor], seed: int = 0) -> StreamSession:
-        """A stream of the characters of one or more pictures (3, H, W) in [-1, 1], all of one size."""
-        count = (self.staircase.num_chunks - 1) * self.chunk_frames
+    def encode_pictures(self, pictures: Sequence[Tensor], num_latents: int = 0) -> Tensor:
+        """latents_BFCHW of pictures (3, H, W) in [-1, 1]: an image latent each, and `num_latents` of standing still."""
         with self.precision():
-            latents = self.autoencoder.encode_still(torch.stack(list(references)).to(self.device), count).float()
+            return self.autoencoder.encode_still(torch.stack(list(pictures)).to(self.device), num_latents).float()
+
+    @torch.no_grad()
+    def chunk_stream(self, references: Sequence[Tensor], seed: int = 0) -> ChunkStream:
+        """A stream of the characters of one or more pictures (3, H, W) in [-1, 1], all of one size."""
+        latents = self.encode_pictures(references, (self.staircase.num_chunks - 1) * self.chunk_frames)
         silence = self.audio.encode(torch.zeros((self.audio.context_frames + self.autoencoder.temporal_stride) * SAMPLES_PER_FRAME))
         rest = self.text.encode([self.rest_caption])[0]
-        return StreamSession(
+        return ChunkStream(
             self.engine,
             self.autoencoder,
             latents[:, :1],
@@ -177,6 +195,7 @@ class Pipeline:
             rest.to(self.device),
             self.chunk_frames,
             torch.Generator().manual_seed(seed),
+            self.refinement,
         )
 
     def precision(self) -> Any:
@@ -199,25 +218,14 @@ class Pipeline:
         chosen = np.searchsorted(starts, middles, side="right") - 1
         return audio, self.text.encode([captions[i][1] for i in chosen])
 
-    @torch.no_grad()
-    def generate(
-        self,
-        references: Sequence[Tensor],
-        samples: Sequence[np.ndarray],
-        captions: Sequence[Captions],
-        seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-        on_frames: Callable[[np.ndarray], None] | None = None,
-    ) -> GeneratedBatch:
-        """Stream clips side by side, chunk by chunk through the memory bank.
+    def clips(self, references: Sequence[Tensor], samples: Sequence[np.ndarray], captions: Sequence[Captions], seed: int = 0) -> ClipStream:
+        """Clips to be streamed side by side, chunk by chunk through the memory bank.
 
         Args:
             references: a picture (3, H, W) in [-1, 1] per clip.
             samples: sound per clip, 16 kHz mono; the batch is as long as the longest, in whole chunks.
             captions: timed captions per clip.
             seed: of the noise.
-            progress: called with (chunks done, chunks in all).
-            on_frames: called with the uint8 frames (B, T, H, W, 3) of each chunk as it leaves.
 
         Raises:
             UserError: numbers of pictures, sounds and captions differ.
@@ -226,33 +234,75 @@ class Pipeline:
             raise UserError(f"every clip needs a picture, a sound and captions; got {len(references)}, {len(samples)} and {len(captions)}")
         chunk_samples = self.chunk_frames * self.autoencoder.temporal_stride * SAMPLES_PER_FRAME
         num_chunks = max(1, -(-max(len(sound) for sound in samples) // chunk_samples))
-        num_steps = num_chunks + self.staircase.num_chunks - 1  # the last chunks leave while silence enters
-        pairs = [self.conditions(sound, timed, num_steps) for sound, timed in zip(samples, captions, strict=True)]
-        audio_KBFAD = torch.stack([audio for audio, _ in pairs], dim=1).to(self.device)
-        text_KBLD = torch.stack([text for _, text in pairs], dim=1).to(self.device)
-        session = self.session(references, seed)
-        clips: list[np.ndarray] = []
-        with self.precision():
-            for step in range(num_steps):
-                frames = session.next_chunk(audio_KBFAD[step], text_KBLD[step])
-                if frames is None:
-                    continue
-                clips.append(to_pixels(frames))
-                if on_frames:
-                    on_frames(clips[-1])
-                if progress:
-                    progress(len(clips), num_chunks)
-        video_BTHWC = np.concatenate(clips, axis=1)
+        steps = num_chunks + self.staircase.num_chunks - 1  # the last chunks leave while silence enters
+        pairs = [self.conditions(sound, timed, steps) for sound, timed in zip(samples, captions, strict=True)]
+        audio_KBFAD = torch.stack([audio for audio, _ in pairs], dim=1)
+        text_KBLD = torch.stack([text for _, text in pairs], dim=1)
+        return ClipStream(self, self.chunk_stream(references, seed), audio_KBFAD, text_KBLD, num_chunks)
+
+    def generate(
+        self,
+        references: Sequence[Tensor],
+        samples: Sequence[np.ndarray],
+        captions: Sequence[Captions],
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> GeneratedBatch:
+        """Stream `clips` and keep all their frames.
+
+        Args:
+            references: see `clips`.
+            samples: see `clips`.
+            captions: see `clips`.
+            seed: of the noise.
+            progress: called with (chunks done, chunks in all).
+        """
+        clips, made = self.clips(references, samples, captions, seed), []
+        for frames_BTHWC in clips:
+            made.append(frames_BTHWC)
+            if progress:
+                progress(len(made), clips.num_chunks)
+        timing = clips.stream.timing
         return GeneratedBatch(
-            list(video_BTHWC),
-            session.timing.first_frame_seconds,
-            session.frames_per_second * len(references),
-            evaluations_per_chunk(session),
-            num_chunks,
-            tuple(session.timing.chunk_seconds),
+            list(np.concatenate(made, axis=1)),
+            timing.first_frame_seconds,
+            clips.stream.frames_per_second * len(references),
+            evaluations_per_chunk(clips.stream),
+            clips.num_chunks,
+            tuple(timing.chunk_seconds),
         )
 
 
+@dataclass(frozen=True)
+class ClipStream:
+    """Clips on their way: iterate once for the uint8 frames (B, T, H, W, 3) of each chunk as it leaves.
+
+    Attributes:
+        pipeline: what streams.
+        stream: the stepper; it knows times and evaluations.
+        audio_KBFAD: features of every chunk's sound, those that only push the last ones out included.
+        text_KBLD: likewise of captions.
+        num_chunks: chunks that leave.
+    """
+
+    pipeline: Pipeline
+    stream: ChunkStream
+    audio_KBFAD: Tensor
+    text_KBLD: Tensor
+    num_chunks: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        device = self.pipeline.device
+        for audio_BFAD, text_BLD in zip(self.audio_KBFAD, self.text_KBLD, strict=True):
+            with torch.no_grad(), self.pipeline.precision():
+                frames = self.stream.next_chunk(audio_BFAD.to(device), text_BLD.to(device))
+            if frames is not None:
+                yield to_pixels(frames)
+
+
+#: stages after which one evaluation per stair is enough
+FEW_STEP_STAGES = {"distillation", "consistency_distillation", "distribution_matching"}
+UNDISTILLED_MICRO_STEPS = 4
 STREAM_CHUNKS = 3
 """W of the stream for a checkpoint that says none: one whose stage trains no stream."""
 
@@ -278,6 +328,27 @@ def trained_staircase(
         num_chunks=int(lineage.get("stream_chunks", STREAM_CHUNKS)),
         micro_steps=int(lineage.get("micro_steps", 1)) if micro_steps is None else micro_steps,
         shift=trained_shift(arguments) if shift is None else shift,
+    )
+
+
+def steps_to_stream(folder: str | Path, micro_steps: int | None) -> tuple[int | None, str]:
+    """M for a stream that is to look well, and what to tell the user of it.
+
+    Args:
+        folder: checkpoint.
+        micro_steps: what was asked for; None takes what the checkpoint says, and `UNDISTILLED_MICRO_STEPS` for one that was not distilled.
+
+    Returns:
+        M as for `Pipeline.from_checkpoint`, and a sentence that is empty where nothing is unusual.
+    """
+    lineage = open_checkpoint(Path(folder)).lineage
+    stages = {lineage.get("stage"), *(ancestor.get("stage") for ancestor in lineage.get("ancestors", ()))}
+    if micro_steps is not None or stages & FEW_STEP_STAGES:
+        return micro_steps, ""
+    steps = max(UNDISTILLED_MICRO_STEPS, int(lineage.get("micro_steps", 1)))
+    return steps, (
+        f"{folder} was not distilled (its stage is {lineage.get('stage')}): it is evaluated {steps} times per stair, so a chunk costs "
+        f"{steps} times as much as of a distilled model. --micro-steps 1 is faster and looks worse"
     )
 
 

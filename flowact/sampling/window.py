@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -167,12 +168,7 @@ class WindowEngine:
         expected = self.staircase.num_chunks - 1
         if len(still) != expected:
             raise ValueError(f"a staircase of {self.staircase.num_chunks} chunks starts with {expected} still chunks, got {len(still)}")
-        sigma_K = self.staircase.stairs(0.0)
-        stream = tuple(
-            replace(chunk, latents_BFCHW=(1 - sigma) * chunk.latents_BFCHW + sigma * gaussian(chunk.latents_BFCHW, generator))
-            for chunk, sigma in zip(still, sigma_K.tolist(), strict=False)
-        )
-        return WindowState(self.bank.reset(replace(reference, identity=-expected - 1)), stream, -expected)
+        return WindowState(self.bank.reset(replace(reference, identity=-expected - 1)), self.on_stairs(still, generator), -expected)
 
     def step(self, state: WindowState, entering: Chunk, generator: torch.Generator | None = None) -> tuple[WindowState, Chunk]:
         """Let a chunk enter and one leave.
@@ -195,17 +191,45 @@ class WindowEngine:
             stream = self.descend(stream, velocity, micro_step, generator)
         return self.leave(replace(state, features=kept), stream)
 
+    def step_anew(self, state: WindowState, entering: Sequence[Chunk], generator: torch.Generator | None = None) -> tuple[WindowState, Chunk]:
+        """Let the whole window begin anew: W chunks go down together from noise to clean, and the left one leaves.
+
+        The others are noised back to the stairs on which a stream's chunks stand, so that `step` goes on from there. So a stream can start with the
+        sound of one chunk (synchronous start; how FlowAct-R1 starts is not stated), and react within a chunk. W M evaluations.
+
+        Args:
+            state: its chunks in the stream are dropped.
+            entering: W chunks; their latents are the noise they start from.
+            generator: source of further noise.
+        """
+        memory, stream, stairs = self.bank.read(state.memory), list(entering), self.staircase.num_chunks
+        levels = self.staircase.at(torch.arange(self.staircase.evaluations_per_chunk, -1, -1) / self.staircase.micro_steps)
+        for now, after in pairwise(levels.tolist()):
+            velocity = self._velocity(memory, stream, torch.full((stairs,), now), None)
+            runs = split_frames(velocity, stream)
+            stream = [
+                replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
+                for chunk, run in zip(stream, runs, strict=True)
+            ]
+        state, done = self.leave(replace(state, features=KeptFeatures(), emitted=max(state.emitted, 0)), stream)
+        return replace(state, stream=self.on_stairs(state.stream, generator)), done
+
     def velocity(
         self, memory: MemoryView, stream: Sequence[Chunk], micro_step: int, features: tuple[MemoryFeatures, MemoryFeatures | None] | None = None
     ) -> Tensor:
         """Velocity [B, stream frames, C, H, W] of all W chunks, `micro_step` micro-steps after the last one entered; see `predict_velocity`."""
+        return self._velocity(memory, stream, self.staircase.stairs(micro_step), features)
+
+    def _velocity(
+        self, memory: MemoryView, stream: Sequence[Chunk], sigma_K: Tensor, features: tuple[MemoryFeatures, MemoryFeatures | None] | None
+    ) -> Tensor:
         like = stream[0].latents_BFCHW
         scales_BG = None if self.scales is None else torch.tensor(self.scales, device=like.device).expand(like.shape[0], -1)
         return predict_velocity(
             self.denoiser,
             memory,
             stream,
-            self.staircase.stairs(micro_step).expand(like.shape[0], -1),
+            sigma_K.expand(like.shape[0], -1),
             visibility=self.visibility,
             guidance=self.guidance,
             scales_BG=scales_BG,
@@ -224,6 +248,11 @@ class WindowEngine:
         """The state after the left one of W chunks left clean and was written to memory, and that chunk."""
         done = replace(stream[0], identity=state.emitted)
         return replace(state, memory=self.bank.write(state.memory, done), stream=tuple(stream[1:]), emitted=state.emitted + 1), done
+
+    def on_stairs(self, clean: Sequence[Chunk], generator: torch.Generator | None) -> tuple[Chunk, ...]:
+        """Clean chunks, noised to the lower stairs from the left on."""
+        sigma_K = self.staircase.stairs(0.0).tolist()
+        return tuple(chunk.noised(sigma, gaussian(chunk.latents_BFCHW, generator)) for chunk, sigma in zip(clean, sigma_K, strict=False))
 
     def _descend(self, latents: Tensor, velocity: Tensor, now: float, after: float, generator: torch.Generator | None) -> Tensor:
         if self.solver == "euler" or after == 0.0:

@@ -8,6 +8,7 @@ from flowact.testing.autoencoders import check_autoencoder
 from flowact.testing.characters import check_character
 from flowact.testing.components import check_constructor
 from flowact.testing.conditioning import check_conditioning_encoder
+from flowact.testing.conversations import check_conversation
 from flowact.testing.denoisers import (
     MEMORY,
     RandomWindow,
@@ -40,6 +41,7 @@ __all__ = [
     "check_compilation",
     "check_conditioning_encoder",
     "check_constructor",
+    "check_conversation",
     "check_corruptor",
     "check_denoiser",
     "check_format",

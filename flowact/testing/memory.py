@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowact.memory.base import MemoryBank
 from flowact.memory.corruptors import Corruption, MemoryCorruptor, Offer
+from flowact.memory.records import tensors_of as every_tensor_of
 from flowact.testing.laws import ensure, refuses, same, seeded, tensors_of
 from flowact.types import (
     Chunk,
@@ -74,6 +75,86 @@ def check_memory_bank(bank: MemoryBank, *, chunk_frames: int = 3, keeps_first: i
     ensure(alone, bank, "streams of a batch do not see each other")
     moved = bank.read(state.to(torch.float64))
     ensure(moved.latents_BFCHW.dtype == torch.float64, bank, "a state that was moved reads as moved", str(moved.latents_BFCHW.dtype))
+    for tensor in every_tensor_of(state):
+        ensure(tensor.ndim > 0 and len(tensor) == 2, bank, "tensors of a state have the batch first", str(tuple(tensor.shape)))
+    _check_only_finite(bank, chunks, reference)
+    _check_restart(bank, chunks, reference)
+    _check_reference(bank, state, chunks[0])
+    _check_short(bank, state)
+    _check_saving(bank, state, chunks[0], reference)
+
+
+def _check_only_finite(bank: MemoryBank, chunks: Sequence[Chunk], reference: Chunk) -> None:
+    state = bank.reset(reference)
+    for chunk in chunks[:-1]:
+        state = bank.write(state, chunk)
+    before, after = bank.read(state), bank.read(bank.write(state, chunks[-1]))
+    for field, value in (("latents_BFCHW", float("nan")), ("latents_BFCHW", float("inf")), ("audio_BFAD", -float("inf")), ("text_BLD", float("nan"))):
+        damaged = getattr(chunks[-1], field).clone()
+        damaged[0].view(-1)[-1] = value
+        view = bank.read(bank.write(state, replace(chunks[-1], **{field: damaged})))
+        held = _equal(_row(view, 0), _row(before, 0))
+        ensure(held, bank, "a sample of a chunk that is not finite leaves its sample of the memory as it was", f"{value} in {field}")
+        ensure(_equal(_row(view, 1), _row(after, 1)), bank, "finite samples are written beside one that is not", f"{value} in {field}")
+
+
+def _check_restart(bank: MemoryBank, chunks: Sequence[Chunk], reference: Chunk) -> None:
+    going, fresh, new = bank.reset(reference), bank.reset(_chunk(1, seed=99)), _chunk(1, seed=99)
+    for chunk in chunks[:2]:
+        going = bank.write(going, chunk)
+    state = bank.restart(going, torch.tensor([True, False]), new)
+    for written in range(len(chunks) + 1):
+        if written:
+            state, going, fresh = (bank.write(each, chunks[written - 1]) for each in (state, going, fresh))
+        ensure(_equal(_row(bank.read(state), 0), _row(bank.read(fresh), 0)), bank, "a sample that restarts is like one of a new stream")
+        ensure(_equal(_row(bank.read(state), 1), _row(bank.read(going), 1)), bank, "a sample that does not restart goes on")
+
+
+def _check_reference(bank: MemoryBank, state: Any, chunk: Chunk) -> None:
+    new = _chunk(1, seed=77)
+    for now, then in ((state, bank.with_reference(state, new)), (bank.write(state, chunk), bank.write(bank.with_reference(state, new), chunk))):
+        _check_view(bank, bank.read(then), new, "after the reference was swapped")
+        for a, b in _segments_of(bank.read(now), bank.read(then), "reference"):
+            ensure(_equal(a, b), bank, "a swapped reference changes nothing else")
+
+
+def _check_short(bank: MemoryBank, state: Any) -> None:
+    view = bank.read(state)
+    num_frames = sum(segment.num_frames for segment in view.segments if segment.kind == "short")
+    if not num_frames:
+        refuses(lambda: bank.with_short(state, view.latents_BFCHW[:, :0]), bank, "without a short memory with_short says so")
+        return
+    new = torch.randn(2, num_frames, 3, 4, 4, generator=seeded(55))
+    refined = bank.read(bank.with_short(state, new))
+    ensure(same(_latents_of(refined, "short"), new), bank, "with_short replaces the latents of the short memory")
+    for a, b in _segments_of(view, refined, "short"):
+        ensure(_equal(a, b), bank, "with_short changes nothing but the short memory")
+    ensure(same(refined.audio_BFAD, view.audio_BFAD) and same(refined.text_BSLD, view.text_BSLD), bank, "with_short keeps all conditions")
+    refuses(lambda: bank.with_short(state, new[:, :, :1]), bank, "with_short refuses latents of another shape")
+
+
+def _check_saving(bank: MemoryBank, state: Any, chunk: Chunk, reference: Chunk) -> None:
+    saved = bank.state_dict(state)
+    plain = all(value is None or isinstance(value, (Tensor, int, float, str)) for value in saved.values())
+    ensure(plain and all(type(key) is str for key in saved), bank, "a saved state is tensors and plain values by name")
+    restored = bank.load_state_dict(bank.reset(reference), saved)
+    for a, b in ((state, restored), (bank.write(state, chunk), bank.write(restored, chunk))):
+        ensure(_equal(bank.read(a), bank.read(b)), bank, "a restored state goes on exactly")
+    ensure(bank.read(state).identities == bank.read(restored).identities, bank, "a restored state has the numbers it had")
+
+
+def _equal(a: object, b: object) -> bool:
+    return all(same(x, y) for x, y in zip(tensors_of(a), tensors_of(b), strict=True))
+
+
+def _segments_of(a: MemoryView, b: MemoryView, but: str) -> list[tuple[MemoryView, MemoryView]]:
+    """The segments of two views, pair by pair, without those of one kind."""
+    return [(a.entries([i]), b.entries([i])) for i, segment in enumerate(a.segments) if segment.kind != but]
+
+
+def _latents_of(view: MemoryView, kind: str) -> Tensor:
+    kinds = [segment.kind for segment in view.segments for _ in range(segment.num_frames)]
+    return view.latents_BFCHW[:, [i for i, k in enumerate(kinds) if k == kind]]
 
 
 def _row(record: Any, index: int) -> Any:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from flowact.planning.base import Planner
+from flowact.testing.conversations import check_conversation
 from flowact.testing.laws import ensure
 from flowact.testing.sounds import syllables
 from flowact.types import (
@@ -16,8 +17,13 @@ from flowact.types import (
 )
 
 
-def check_planner(planner: Planner) -> None:
-    """The laws of `Planner`."""
+def check_planner(planner: Planner, repeatable: bool = True) -> None:
+    """The laws of `Planner`: of its plans, and of its conversations.
+
+    Args:
+        planner: of any kind.
+        repeatable: see `check_conversation`.
+    """
     silence = np.zeros(FRAMES_PER_SECOND * SAMPLES_PER_FRAME * 3, np.float32)
     soundtracks = {
         "silence": silence,
@@ -37,3 +43,4 @@ def check_planner(planner: Planner) -> None:
         ensure(list(planner.plan(samples.copy())) == prompts, planner, "the same soundtrack has the same plan", name)
     ensure(all(prompt.state != "speaking" for prompt in planner.plan(silence)), planner, "nobody speaks in silence")
     ensure(any(prompt.state == "speaking" for prompt in planner.plan(soundtracks["speech"])), planner, "speech is spoken")
+    check_conversation(planner, repeatable=repeatable)

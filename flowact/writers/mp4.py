@@ -31,7 +31,8 @@ class Mp4Writer(VideoWriter):
         sample_rate: of the sound; None writes no sound track.
         scale: whole number by which the picture is enlarged, so that a tiny video looks well in a browser; None keeps the size.
         filter: "lanczos" is smooth, "nearest" shows the pixels as they are.
-        fragmented: write fragments of one second, so that what was written before a crash or a kill can be played.
+        fragmented: write fragments, so that what was written before a crash or a kill can be played.
+        fragment_frames: frames of a fragment, all that a kill loses; None is one second.
         crf: H.264 quality, 0 (lossless) to 51; 18 is visually lossless.
         preset: speed of x264, from "ultrafast" to "veryslow".
 
@@ -56,13 +57,18 @@ class Mp4Writer(VideoWriter):
         fragmented: bool = True,
         crf: int = 18,
         preset: str = "veryfast",
+        fragment_frames: int | None = None,
     ) -> None:
         super().__init__(width, height, fps, sample_rate)
         self.path = Path(path)
         self.scale = 1 if scale is None else scale
         self.filter = filter
-        if self.scale < 1 or not 0 <= crf <= 51 or filter not in ("lanczos", "nearest"):
-            raise UserError(f"Mp4Writer needs scale >= 1, crf 0 to 51 and filter lanczos or nearest, got {scale}, {crf}, {filter!r}")
+        self.fragment_frames = fps if fragment_frames is None else fragment_frames
+        if self.scale < 1 or not 0 <= crf <= 51 or filter not in ("lanczos", "nearest") or self.fragment_frames < 1:
+            raise UserError(
+                f"Mp4Writer needs scale >= 1, crf 0 to 51, filter lanczos or nearest and fragment_frames >= 1, "
+                f"got {scale}, {crf}, {filter!r} and {fragment_frames}"
+            )
         if not self.path.parent.is_dir():
             raise UserError(f"cannot write {self.path}: no folder {self.path.parent}; create it first")
         self._coded_width, self._coded_height = (length + length % 2 for length in (width * self.scale, height * self.scale))
@@ -85,7 +91,7 @@ class Mp4Writer(VideoWriter):
         stream: Any = self._container.add_stream("libx264", rate=self.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = self._coded_width, self._coded_height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, self.fps)
-        stream.codec_context.gop_size = self.fps
+        stream.codec_context.gop_size = self.fragment_frames
         stream.codec_context.color_range = LIMITED_RANGE
         stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = BT601
         return stream

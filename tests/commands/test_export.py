@@ -110,6 +110,25 @@ def test_merged_weights_are_a_checkpoint_that_needs_no_base(folder, options):
     assert {path.name for path in folder.iterdir()} == {"ae", "lora", "merged", "tuned"}
 
 
+def test_eight_bits_take_fewer_bytes_and_are_nearly_the_same_weights(folder, capsys):
+    lora = open_checkpoint(folder / "lora")
+    assert main(["export", "lora", "--merge", "--out", "merged"]) == 0
+    assert main(["export", "lora", "--merge", "--eight-bit", "--out", "small"]) == 0
+    small, merged = open_checkpoint(folder / "small"), open_checkpoint(folder / "merged")
+    assert small.shapes() == merged.shapes()
+    for name, value in lora.weights().items():
+        rows = value.float().flatten(1) if value.ndim > 1 else value[None].float()
+        error = (rows - small.weights()[name].view(rows.shape)).abs().amax(dim=1)
+        assert (error <= rows.abs().amax(dim=1) * 0.51 / 127).all(), "half a step of its row"
+    for name in ("denoiser.safetensors", "autoencoder/autoencoder.safetensors"):
+        assert (folder / "small" / name).stat().st_size < 0.7 * (folder / "merged" / name).stat().st_size
+    streams = [Pipeline.from_checkpoint(folder / name) for name in ("small", "merged")]
+    clips = [p.generate([torch.zeros(3, *p.picture_size)], [np.zeros(10, np.float32)], [[(0, "hello")]]).frames[0].astype(int) for p in streams]
+    assert 0 < np.abs(clips[0] - clips[1]).mean() < 4
+    assert main(["export", "lora", "--lora", "peft", "--eight-bit", "--out", "no"]) == 2
+    assert "--merge" in capsys.readouterr().err
+
+
 def test_a_lora_streams_as_its_merged_weights_do(folder):
     assert main(["export", "lora", "--merge", "--out", "merged"]) == 0
     clips = []

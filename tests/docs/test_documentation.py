@@ -50,7 +50,7 @@ def plugins(install):
     for path in (ROOT / "plugins").glob("*/pyproject.toml"):
         project = tomllib.loads(path.read_text())["project"]
         if project["name"] not in present:
-            points = {group.removeprefix("flowact."): names for group, names in project["entry-points"].items()}
+            points = {group.removeprefix("flowact."): names for group, names in project.get("entry-points", {}).items()}
             source = path.parent / "src"
             install(project["name"], points, {file.relative_to(source).as_posix(): file.read_text() for file in source.rglob("*.py")})
 
@@ -91,8 +91,9 @@ def test_the_program_takes_the_command(command, folder, capsys):
         options = [word for file in args.plugin for word in ("--plugin", file)] + [word for prefix in args.trust for word in ("--trust", prefix)]
         overrides = [override for override in args.overrides if "SinkWindowMemory" not in override]  # its plugin has a test of its own
         assert cli.main(["check", recipe, *overrides, *options]) == 0, capsys.readouterr().err
-    if getattr(args, "prompts", None) and (here / args.prompts).is_file():
-        assert load_prompts(here / args.prompts)
+    for prompts in getattr(args, "prompts", None) or []:
+        if (here / prompts).is_file():
+            assert load_prompts(here / prompts)
 
 
 @pytest.mark.parametrize("command", [c for c in OURS if c.arguments[0] in RUN], ids=str)

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowact import registry
-from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory, reference_chunk
-from flowact.testing import check_memory_bank
+from flowact.errors import UserError
+from flowact.memory import NoMemory, NoveltyMemory, PackedMemory, SlidingWindowMemory, StructuredMemory, reference_chunk
+from flowact.testing import check_constructor, check_memory_bank
 from flowact.types import Chunk, Segment, WindowLayout
 
 N = 3
 places = st.sampled_from(["offset", "contiguous", "future"])
+kinds_of_entry = st.sampled_from(["latent", "chunk", "compressed"])
+frames = st.sampled_from(["first", "middle", "last"])
 
 
 def chunk(number, num_frames=N):
@@ -47,13 +50,18 @@ def texts_of(view):
 @pytest.mark.parametrize("component", [c for c in registry.components("memory") if c.distribution == "flowact"], ids=lambda c: c.name)
 def test_every_registered_bank_keeps_the_laws(component):
     check_memory_bank(registry.load(component.name, "memory")())
+    check_constructor(registry.load(component.name, "memory"))
 
 
 @settings(max_examples=20, deadline=None)
 @given(
     st.one_of(
         st.builds(StructuredMemory, long=st.integers(0, 4), short=st.integers(1, 3), positions=st.sampled_from(["elapsed", "contiguous"]),
-                  reference_gap=st.integers(1, 5), reference_position=places),
+                  reference_gap=st.integers(1, 5), reference_position=places, entry=kinds_of_entry, which=frames),
+        st.builds(NoveltyMemory, long=st.integers(1, 2), among=st.integers(3, 4), choose=st.sampled_from(["coverage", "surprise"]),
+                  short=st.integers(1, 3), entry=kinds_of_entry, which=frames),
+        st.builds(PackedMemory, short=st.integers(1, 3), levels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+                  strides=st.tuples(st.integers(1, 2), st.integers(1, 2)), reference_gap=st.integers(1, 5)),
         st.builds(SlidingWindowMemory, chunks=st.integers(1, 3), reference_gap=st.integers(1, 5), reference_position=places),
         st.builds(NoMemory, reference_gap=st.integers(1, 5), reference_position=places),
     )
@@ -128,6 +136,34 @@ def test_after_history_chunks_the_past_no_longer_matters_and_the_reference_never
     assert old.reference.latents_BFCHW.data_ptr() == REFERENCE.latents_BFCHW.data_ptr()
 
 
+@pytest.mark.parametrize("short", [1, 3])
+@pytest.mark.parametrize(("which", "shown", "positions"), [("first", 0, [-9, -6]), ("middle", 1, [-8, -5]), ("last", 2, [-7, -4])])
+def test_any_frame_of_a_chunk_may_be_its_long_entry_and_stands_where_it_stood(short, which, shown, positions):
+    read = after(StructuredMemory(long=2, short=short, which=which), 6)
+    assert frames_of(read)[:3] == [-1, round(4 + shown / 10, 1), round(5 + shown / 10, 1)]
+    assert texts_of(read) == [-1, 4, 5, 6]
+    assert [segment.position for segment in read.segments[1:3]] == positions
+    assert frames_of(after(StructuredMemory(long=2, short=short, which=which), 1))[:3] == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("short", [1, 3])
+def test_whole_chunks_may_be_long_entries_with_their_own_sound(short):
+    read = after(StructuredMemory(long=2, short=short, entry="chunk"), 6)
+    assert frames_of(read)[:7] == [-1, 4.0, 4.1, 4.2, 5.0, 5.1, 5.2]
+    assert texts_of(read) == [-1, 4, 5, 6]
+    assert read.audio_BFAD[0, :7, 0, 0].tolist() == [-1, 4, 4, 4, 5, 5, 5]
+    assert [(segment.num_frames, segment.position) for segment in read.segments[1:]] == [(3, -9), (3, -6), (short, -short)]
+    contiguous = after(StructuredMemory(long=2, short=short, entry="chunk", positions="contiguous"), 6)
+    assert [segment.position for segment in contiguous.segments[1:]] == [-6 - short, -3 - short, -short]
+
+
+def test_an_entry_that_waits_is_not_seen():
+    """The newest chunk is short memory alone, whatever a long entry is."""
+    for options in ({"which": "first"}, {"entry": "chunk"}):
+        read = after(StructuredMemory(long=3, **options), 2)
+        assert [number for number in texts_of(read) if number > 0] == [1, 2]
+
+
 def test_one_chunk_less_than_history_still_shows_the_past():
     bank = StructuredMemory(long=3)
     assert frames_of(after(bank, bank.history_chunks - 1)).count(-1) == 2
@@ -149,6 +185,15 @@ def test_the_reference_has_neutral_conditions():
         (lambda: StructuredMemory(short=0), "short=0"),
         (lambda: StructuredMemory(short=4, chunk_frames=3), r"short=4 .*chunk_frames=3"),
         (lambda: StructuredMemory(reference_gap=0), "reference_gap=0"),
+        (lambda: StructuredMemory(entry="whole"), "'whole'; it is latent, chunk or compressed"),
+        (lambda: StructuredMemory(which="best"), "'best'; it is first, middle or last"),
+        (lambda: NoveltyMemory(long=3, among=3), "long=3, among=3"),
+        (lambda: NoveltyMemory(long=0), "long=0"),
+        (lambda: NoveltyMemory(choose="age"), "coverage or surprise"),
+        (lambda: PackedMemory(levels=(2, 4), strides=(1,)), r"levels=\(2, 4\) and strides=\(1,\)"),
+        (lambda: PackedMemory(levels=(), strides=()), "one stride for each"),
+        (lambda: PackedMemory(levels=(0,), strides=(1,)), r"levels=\(0,\)"),
+        (lambda: PackedMemory(short=4), r"short=4 .*chunk_frames=3"),
         (lambda: SlidingWindowMemory(chunks=0), "got 0 and 3"),
         (lambda: SlidingWindowMemory(reference_gap=0), "reference_gap=0"),
     ],
@@ -156,3 +201,9 @@ def test_the_reference_has_neutral_conditions():
 def test_sizes_that_make_no_sense_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("bank", [PackedMemory(), StructuredMemory(entry="compressed")], ids=lambda b: type(b).__name__)
+def test_pictures_smaller_than_a_mosaic_are_refused(bank):
+    with pytest.raises(UserError, match="latents of 1 x 1 cells hold no mosaic"):
+        bank.reset(REFERENCE)

@@ -8,53 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small import AUDIO, SAMPLES_PER_CHUNK, SHAPE, TEXT, autoencoder, denoiser, picture, small_pipeline, sound
 
-from flowact.autoencoders import CausalVideoAutoencoder, save_autoencoder
+from flowact.autoencoders import save_autoencoder
 from flowact.checkpoints import write_checkpoint
 from flowact.conditioning import HashedText, LogMel
 from flowact.errors import UserError
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
-from flowact.models.mmdit import MMDiT
 from flowact.sampling import Guidance
 from flowact.sampling.pipeline import Pipeline, character_captions, to_pixels, trained_shift
 from flowact.schedulers import Staircase
 from flowact.stages.preview import preview_pipeline
 
-SAMPLES_PER_CHUNK = 2 * 4 * 640
-TEXT = {"num_tokens": 4, "buckets": 16}
-AUDIO = {"num_mels": 5}
-SHAPE = {"latent_channels": 3, "text_width": 16, "audio_width": LogMel(**AUDIO).width, "width": 16, "num_heads": 2}
-AUTOENCODER = {"latent_channels": 3, "width": 8}
-
-
-def denoiser(seed=0):
-    torch.manual_seed(seed)
-    model = MMDiT(**SHAPE)
-    torch.nn.init.normal_(model.out.weight, std=0.2)
-    return model.eval()
-
-
-def autoencoder():
-    torch.manual_seed(0)
-    model = CausalVideoAutoencoder(**AUTOENCODER)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.eval().requires_grad_(False)
-
 
 @pytest.fixture(scope="module")
 def pipeline():
-    memory = StructuredMemory(long=1, short=1, chunk_frames=2)
-    return Pipeline(denoiser(), autoencoder(), HashedText(**TEXT), LogMel(**AUDIO), memory, Staircase(), 2, (1, 2), rest_caption="a person waits")
-
-
-def picture(seed=0):
-    return 2 * torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(seed)) - 1
-
-
-def sound(num_samples, seed=0):
-    return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
+    return small_pipeline()
 
 
 def test_each_chunk_has_its_own_sound_and_silence_follows_the_end(pipeline):
@@ -86,12 +55,14 @@ def test_captions_that_are_not_a_timeline_are_refused(pipeline, captions):
     ("num_samples", "num_chunks"), [(0, 1), (1, 1), (SAMPLES_PER_CHUNK, 1), (SAMPLES_PER_CHUNK + 1, 2), (3 * SAMPLES_PER_CHUNK, 3)]
 )
 def test_a_clip_is_as_long_as_its_sound_in_whole_chunks(pipeline, num_samples, num_chunks):
-    seen, pieces = [], []
-    made = pipeline.generate([picture()], [sound(num_samples)], [[(0, "hello")]], progress=lambda *at: seen.append(at), on_frames=pieces.append)
+    arguments, seen = ([picture()], [sound(num_samples)], [[(0, "hello")]]), []
+    made = pipeline.generate(*arguments, progress=lambda *at: seen.append(at))
     assert made.num_chunks == num_chunks == len(made.chunk_seconds)
     assert made.frames[0].shape == (8 * num_chunks, 16, 32, 3)
     assert made.frames[0].dtype == np.uint8
     assert seen == [(i + 1, num_chunks) for i in range(num_chunks)]
+    pieces = list(pipeline.clips(*arguments))
+    assert [piece.shape[:2] for piece in pieces] == [(1, 8)] * num_chunks
     assert np.array_equal(np.concatenate(pieces, axis=1)[0], made.frames[0])
     assert made.evaluations_per_chunk == 3
     assert made.ttff_seconds > 0
@@ -122,7 +93,7 @@ def test_pixels_are_rounded_and_clipped():
 
 def test_sizes_follow_from_the_latents_and_the_geometry(pipeline):
     assert pipeline.picture_size == (16, 32)
-    assert pipeline.latency_budget["prompt_to_motion_seconds"] == pytest.approx(3 * 8 / 25)
+    assert pipeline.latency_budget.prompt_to_motion_seconds == pytest.approx(3 * 8 / 25)
 
 
 # --- from a checkpoint
@@ -228,7 +199,7 @@ def test_a_stream_has_the_chunks_and_micro_steps_that_its_checkpoint_was_trained
     assert (built.staircase.num_chunks, built.staircase.micro_steps) == staircase
     made = built.generate([picture()], [sound(2 * SAMPLES_PER_CHUNK)], [[(0, "hello")]])
     assert made.evaluations_per_chunk == built.engine.evaluations_per_chunk == staircase[0] * staircase[1]
-    assert built.latency_budget["audio_lookahead_seconds"] == pytest.approx(staircase[0] * 8 / 25)
+    assert built.latency_budget.audio_lookahead_seconds == pytest.approx(staircase[0] * 8 / 25)
     assert made.frames[0].shape[0] == 16
 
 

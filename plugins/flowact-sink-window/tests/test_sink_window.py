@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flowact_sink_window import SinkWindowMemory
 
+from flowact.memory.entries import tail
 from flowact.testing import check_constructor, check_memory_bank
 from flowact.types import Chunk
 
@@ -37,6 +40,20 @@ def test_first_chunks_stay_and_the_window_moves():
     assert values(bank, 0) == ([0] * 11, [0] * 7)
     assert values(bank, 1)[0] == [0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert values(bank, 9) == ([0, 1, 1, 1, 2, 2, 2, 8, 9, 9, 9], [0, 1, 2, 8, 9, 9, 9])
+
+
+def test_each_sample_fills_its_own_sinks():
+    """A sample whose first chunk is damaged takes the second for its sink; one that restarts takes the next."""
+    both = [chunk(float(number)) for number in range(5)]
+    both = [Chunk(*(torch.cat([tensor] * 2) for tensor in (c.latents_BFCHW, c.audio_BFAD, c.text_BLD))) for c in both]
+    damaged = replace(both[1], latents_BFCHW=both[1].latents_BFCHW.clone())
+    damaged.latents_BFCHW[0, 0, 0, 0, 0] = float("nan")
+    bank = SinkWindowMemory(sinks=1, recent=1)
+    state = bank.write(bank.write(bank.reset(tail(both[0], 1)), damaged), both[2])
+    assert state.entries[0].latents_BFCHW[:, 0, 0, 0, 0].tolist() == [2, 1]
+    state = bank.write(bank.restart(bank.write(state, both[3]), torch.tensor([False, True])), both[4])
+    assert state.entries[0].latents_BFCHW[:, 0, 0, 0, 0].tolist() == [2, 4]
+    assert bank.read(state).latents_BFCHW[:, -1, 0, 0, 0].tolist() == [4, 4]
 
 
 def test_positions_do_not_grow_with_the_stream():

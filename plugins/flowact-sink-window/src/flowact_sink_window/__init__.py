@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from flowact.memory import MemoryBank
-from flowact.types import Chunk, MemoryView, Segment, TensorRecord
+from flowact.memory import MemoryBank, MemoryState
+from flowact.memory.entries import copies, tail, view
+from flowact.memory.records import select
+from flowact.types import Chunk, MemoryView, SegmentKind
 
 __all__ = ["SinkWindowMemory", "SinkWindowState"]
 
 
 @dataclass(frozen=True)
-class SinkWindowState(TensorRecord):
-    """What a stream remembers, all in tensors of fixed shape.
+class SinkWindowState(MemoryState):
+    """What a stream remembers. `entries` are the sinks, whole chunks, and then the recent latent frames, one entry each, the newest last.
 
     Attributes:
-        reference: the reference picture and its conditions, F = 1.
-        sinks_latents_BFCHW: F = sinks * chunk_frames; slots of chunks that are not written yet hold the reference.
-        sinks_audio_BFAD: audio of the same frames.
-        sinks_text_BSLD: one caption per sink, S = sinks.
-        recent_latents_BFCHW: F = recent, the newest last.
-        recent_audio_BFAD: audio of the same frames.
-        recent_text_BSLD: one caption per recent latent frame, S = recent.
-        num_written: chunks written so far, one integer, counted up to `sinks`.
+        num_written_B: chunks written so far, counted up to `sinks`.
     """
 
-    reference: Chunk
-    sinks_latents_BFCHW: Tensor
-    sinks_audio_BFAD: Tensor
-    sinks_text_BSLD: Tensor
-    recent_latents_BFCHW: Tensor
-    recent_audio_BFAD: Tensor
-    recent_text_BSLD: Tensor
-    num_written: Tensor
+    num_written_B: Tensor = field(kw_only=True)
 
 
 class SinkWindowMemory(MemoryBank[SinkWindowState]):
@@ -63,7 +51,7 @@ class SinkWindowMemory(MemoryBank[SinkWindowState]):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.sinks = sinks
         self.recent = recent
-        self.chunk_frames = chunk_frames
+        self.chunk_frames: int = chunk_frames
         self.gap = gap
 
     @property
@@ -83,17 +71,11 @@ class SinkWindowMemory(MemoryBank[SinkWindowState]):
 
     def reset(self, reference: Chunk) -> SinkWindowState:
         """See `MemoryBank.reset`. Empty slots hold the reference: the person stood still before the stream began."""
-        num_sink_frames = self.sinks * self.chunk_frames
-        return SinkWindowState(
-            reference,
-            reference.latents_BFCHW.expand(-1, num_sink_frames, -1, -1, -1),
-            reference.audio_BFAD.expand(-1, num_sink_frames, -1, -1),
-            reference.text_BLD[:, None].expand(-1, self.sinks, -1, -1),
-            reference.latents_BFCHW.expand(-1, self.recent, -1, -1, -1),
-            reference.audio_BFAD.expand(-1, self.recent, -1, -1),
-            reference.text_BLD[:, None].expand(-1, self.recent, -1, -1),
-            torch.zeros((), dtype=torch.long, device=reference.latents_BFCHW.device),
-        )
+        # which chunk a sink holds differs from sample to sample, and a chunk's frames are entries of their own: entries have no numbers
+        still = replace(reference, identity=None)
+        entries = copies(tail(still, self.chunk_frames), self.sinks) + copies(tail(still, 1), self.recent)
+        latents = reference.latents_BFCHW
+        return SinkWindowState(tail(reference, 1), entries, num_written_B=torch.zeros(latents.shape[0], dtype=torch.long, device=latents.device))
 
     def write(self, state: SinkWindowState, chunk: Chunk) -> SinkWindowState:
         """See `MemoryBank.write`.
@@ -103,31 +85,20 @@ class SinkWindowMemory(MemoryBank[SinkWindowState]):
         """
         if chunk.num_frames != self.chunk_frames:
             raise ValueError(f"this memory was made for chunks of {self.chunk_frames} latent frames, got {chunk.num_frames}; set chunk_frames")
-        text_BFLD = chunk.text_BLD[:, None].expand(-1, chunk.num_frames, -1, -1)
-        frame_slot = torch.arange(self.sinks * self.chunk_frames, device=state.num_written.device) // self.chunk_frames
-        written_F = (frame_slot == state.num_written)[None, :, None, None]
-        written_S = (torch.arange(self.sinks, device=state.num_written.device) == state.num_written)[None, :, None, None]
-        return SinkWindowState(
-            state.reference,
-            # masks instead of an index, so that no value is read back from the device
-            torch.where(written_F[..., None], chunk.latents_BFCHW.repeat(1, self.sinks, 1, 1, 1), state.sinks_latents_BFCHW),
-            torch.where(written_F, chunk.audio_BFAD.repeat(1, self.sinks, 1, 1), state.sinks_audio_BFAD),
-            torch.where(written_S, chunk.text_BLD[:, None], state.sinks_text_BSLD),
-            torch.cat([state.recent_latents_BFCHW, chunk.latents_BFCHW], dim=1)[:, -self.recent :],
-            torch.cat([state.recent_audio_BFAD, chunk.audio_BFAD], dim=1)[:, -self.recent :],
-            torch.cat([state.recent_text_BSLD, text_BFLD], dim=1)[:, -self.recent :],
-            (state.num_written + 1).clamp(max=self.sinks),
+        new = replace(chunk, identity=None)
+        # masks instead of an index, so that no value is read back from the device
+        sinks = tuple(select(state.num_written_B == i, new, sink) for i, sink in enumerate(state.entries[: self.sinks]))
+        frames = tuple(
+            Chunk(latents, audio, new.text_BLD)
+            for latents, audio in zip(new.latents_BFCHW.split(1, dim=1), new.audio_BFAD.split(1, dim=1), strict=True)
         )
+        recent = (*state.entries[self.sinks :], *frames)[-self.recent :]
+        return SinkWindowState(state.reference, (*sinks, *recent), num_written_B=(state.num_written_B + 1).clamp(max=self.sinks))
 
     def read(self, state: SinkWindowState) -> MemoryView:
         """See `MemoryBank.read`."""
         first_sink = -self.recent - self.gap - self.sinks * self.chunk_frames
-        segments = [Segment("reference", 1, first_sink - self.gap - 1)]
-        segments += [Segment("long", self.chunk_frames, first_sink + i * self.chunk_frames) for i in range(self.sinks)]
-        segments += [Segment("short", 1, i - self.recent) for i in range(self.recent)]
-        return MemoryView(
-            torch.cat([state.reference.latents_BFCHW, state.sinks_latents_BFCHW, state.recent_latents_BFCHW], dim=1),
-            torch.cat([state.reference.audio_BFAD, state.sinks_audio_BFAD, state.recent_audio_BFAD], dim=1),
-            torch.cat([state.reference.text_BLD[:, None], state.sinks_text_BSLD, state.recent_text_BSLD], dim=1),
-            tuple(segments),
-        )
+        entries: list[tuple[Chunk, SegmentKind, int]] = [(state.reference, "reference", first_sink - self.gap - 1)]
+        entries += [(sink, "long", first_sink + i * self.chunk_frames) for i, sink in enumerate(state.entries[: self.sinks])]
+        entries += [(latest, "short", i - self.recent) for i, latest in enumerate(state.entries[self.sinks :])]
+        return view(entries)

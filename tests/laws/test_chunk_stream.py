@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import AUDIO, AUDIO_WIDTH, CHANNELS, SIZE, TEXT_WIDTH, TOKENS, learning_denoiser, small_autoencoder
 
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.memory.structured import reference_chunk
-from flowact.sampling import Guidance, StreamSession, WindowEngine
-from flowact.sampling.session import evaluations_per_chunk, latency_budget
+from flowact.sampling import ChunkStream, Guidance, LatencyBudget, WindowEngine
+from flowact.sampling.stream import evaluations_per_chunk
 from flowact.sampling.window import gaussian
 from flowact.schedulers import Staircase
 from flowact.types import Chunk, ConditionTokens, Segment, Visibility, WindowLayout
@@ -42,7 +44,7 @@ def conditions(count, batch=2):
 
 def session(engine, seed=0, **options):
     begin = start(num_chunks=engine.staircase.num_chunks) | options
-    return StreamSession(engine, AUTOENCODER, **begin, chunk_frames=N, generator=torch.Generator().manual_seed(seed))
+    return ChunkStream(engine, AUTOENCODER, **begin, chunk_frames=N, generator=torch.Generator().manual_seed(seed))
 
 
 def offline(engine, conditions, seed=0):
@@ -137,7 +139,13 @@ def test_times_are_kept_for_emitted_chunks_only():
 
 
 def test_the_latency_budget_of_the_papers_geometry():
-    assert latency_budget(engine(), 0.48) == {"audio_lookahead_seconds": pytest.approx(1.44), "prompt_to_motion_seconds": pytest.approx(1.44)}
+    budget = LatencyBudget(window=3, chunk_latents=3, temporal_stride=4)
+    assert budget.chunk_seconds == pytest.approx(0.48)
+    assert budget.audio_lookahead_seconds == budget.prompt_to_motion_seconds == budget.sound_to_motion_seconds == pytest.approx(1.44)
+    assert budget.evaluations_per_chunk == 3
+    at_once = replace(budget, at_once=True)
+    assert at_once.audio_lookahead_seconds == at_once.sound_to_motion_seconds == at_once.prompt_to_motion_seconds == pytest.approx(0.48)
+    assert replace(at_once, encoder_lookahead_frames=5).audio_lookahead_seconds == pytest.approx(0.68)
 
 
 def test_too_few_still_frames_are_refused():
