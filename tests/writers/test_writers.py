@@ -107,6 +107,16 @@ def test_what_was_written_before_a_kill_can_be_played(tmp_path):
     assert np.flatnonzero(np.abs(sound) > 0.2)[0] == pytest.approx(30 * SAMPLES, abs=16)
 
 
+def test_a_kill_loses_at_most_the_latest_chunk(tmp_path):
+    frames, samples = clip(72)
+    with Mp4Writer(tmp_path / "a.mp4", 48, 32, fragment_frames=12) as writer:
+        for first in range(0, 72, 12):
+            writer.write(frames[first : first + 12], samples[first * SAMPLES : (first + 12) * SAMPLES])
+            if first:
+                (tmp_path / "killed.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+                assert len(read(tmp_path / "killed.mp4")[1]) >= first
+
+
 @pytest.mark.parametrize(("scale", "size"), [(None, (8, 6)), (4, (28, 20))])
 def test_odd_sizes_become_even_and_scale_is_whole(tmp_path, scale, size):
     write(Mp4Writer(tmp_path / "a.mp4", 7, 5, scale=scale), *clip(4, height=5, width=7))
