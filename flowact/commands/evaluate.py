@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_stream_arguments
+from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="N", help="use N seconds of each clip, and no shorter clip; default: as the shortest clip")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the split")
     add_stream_arguments(parser)
+    add_refinement_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to stream (default: %(default)s)")
     parser.add_argument("--video", metavar="FILE", help="write one clip as .mp4 with sound: truth on the left, the stream on the right")
@@ -72,7 +73,8 @@ def evaluate_checkpoint(args: argparse.Namespace, held_out: HeldOut) -> Evaluati
     from flowact.evaluation import evaluate_stream
     from flowact.sampling.pipeline import Pipeline
 
-    pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device, micro_steps=args.micro_steps, guidance=args.guidance)
+    refinement = chosen_refinement(args)
+    pipeline = Pipeline.from_checkpoint(args.checkpoint, args.device, args.micro_steps, args.guidance, refinement=refinement)
     return evaluate_stream(pipeline, held_out, args.seed)
 
 

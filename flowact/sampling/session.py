@@ -66,6 +66,7 @@ class MediaChunk:
         held: a still picture in the place of a chunk that was late.
         events: what took effect on this chunk.
         turn: interruptions before it was made.
+        spoken: of its samples, from the first on, those that were pushed; silence follows them.
     """
 
     index: int
@@ -77,6 +78,7 @@ class MediaChunk:
     held: bool = False
     events: tuple[SessionEvent, ...] = ()
     turn: int = 0
+    spoken: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class StreamSession:
         self._speech_ended, self._waited = True, False
         self._pushed_at = 0.0
         self._speech_position, self._speaking, self._interrupted = 0, False, False
-        self._cut, self.turn, self._heard_turn, self._last_sample = False, 0, 0, 0.0
+        self._waiting_events: list[tuple[str, dict[str, Any]]] = []
+        self._played, self._playing, self.turn, self._heard_turn, self._last_sample = 0, False, 0, 0, 0.0
         self._reference: Tensor | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._prompt = self._encoded(pipeline.rest_caption, "idle")
@@ -266,11 +269,14 @@ class StreamSession:
             self._sound.flush()
             self._speech_ended, self._waited = True, False
             self.turn += 1
-            self._cut = self._speaking
             self._interrupted = self._speaking or any(slot.spoken for slot in self._slots)
+            played = self._played / SAMPLE_RATE if self._playing else 0.0
+            if self._speaking:
+                self._waiting_events.append(("speech.finished", {"position": played, "interrupted": True}))
+            self._speaking = self._playing = False
             for slot in self._slots:
                 slot.samples, slot.spoken, slot.features_FAD = np.zeros_like(slot.samples), 0, None
-            return self._speech_position / SAMPLE_RATE
+            return played
 
     # ---- what comes out ----
 
@@ -349,16 +355,22 @@ class StreamSession:
         number = denoised.number
         events = tuple(SessionEvent(name, number, MappingProxyType(data)) for name, data in slot.events)
         prompt, start = slot.prompt, number * self.chunk_seconds
-        return MediaChunk(number, frames_THWC, slot.samples, prompt.state, prompt.text, start, events=events, turn=denoised.turn)
+        return MediaChunk(number, frames_THWC, slot.samples, prompt.state, prompt.text, start, events=events, turn=denoised.turn, spoken=slot.spoken)
 
     def hand_out(self, chunk: MediaChunk) -> MediaChunk:
         """The chunk as it is played: silent if it was interrupted after it was made, and without a click where speech was cut."""
-        samples = chunk.samples if chunk.turn == self.turn else np.zeros_like(chunk.samples)
-        if self._heard_turn != self.turn:
-            samples = samples.copy()
-            samples[:FADE_SAMPLES] += self._last_sample * np.linspace(1.0, 0.0, FADE_SAMPLES, dtype=np.float32)
-        self._heard_turn, self._last_sample = self.turn, float(samples[-1])
-        return replace(chunk, samples=samples)
+        with self._lock:
+            stale = chunk.turn != self.turn
+            samples = np.zeros_like(chunk.samples) if stale else chunk.samples
+            if self._heard_turn != self.turn:
+                samples = samples.copy()
+                samples[:FADE_SAMPLES] += self._last_sample * np.linspace(1.0, 0.0, FADE_SAMPLES, dtype=np.float32)
+            self._heard_turn, self._last_sample = self.turn, float(samples[-1])
+            if not stale:
+                types = [event.type for event in chunk.events]
+                self._played = chunk.spoken + (0 if "speech.started" in types else self._played)
+                self._playing = (self._playing or "speech.started" in types) and types[-1:] != ["speech.finished"]
+        return replace(chunk, samples=samples, spoken=0 if stale else chunk.spoken)
 
     def held_chunk(self, index: int, events: tuple[SessionEvent, ...] = ()) -> MediaChunk:
         """The last picture standing still in silence, for a moment whose chunk is late."""
@@ -493,15 +505,16 @@ class StreamSession:
 
     def _note_speech(self, slot: _Slot) -> None:
         """Where speech begins and ends among the chunks that leave."""
+        slot.events, self._waiting_events = [*self._waiting_events, *slot.events], []
         if slot.spoken and not self._speaking:
             self._speaking, self._speech_position = True, 0
             slot.events.append(("speech.started", {}))
         if self._speaking:
             self._speech_position += slot.spoken
             more = len(self._queue) or any(later.spoken for later in self._slots)
-            if not more or (self._cut and not slot.spoken):
-                slot.events.append(("speech.finished", {"position": self._speech_position / SAMPLE_RATE, "interrupted": self._cut}))
-                self._speaking = self._cut = False
+            if not more:
+                slot.events.append(("speech.finished", {"position": self._speech_position / SAMPLE_RATE, "interrupted": False}))
+                self._speaking = False
 
     def _encoded(self, text: str, state: str) -> _Prompt:
         if text not in self._known:

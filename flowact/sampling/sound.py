@@ -25,8 +25,10 @@ class SoundInput:
     def __init__(self) -> None:
         self.num_repaired = 0
         self.num_clipped = 0
+        self._averaged = False
         self._rate = SAMPLE_RATE
         self._resampler: Any = None
+        self._known_rates: set[int] = set()
 
     def convert(self, samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         """Mono float32 in [-1, 1] at 16 kHz.
@@ -54,13 +56,16 @@ class SoundInput:
         return self._resampled(mono.astype(np.float32), sample_rate)
 
     def flush(self) -> np.ndarray:
-        """What the resampler still holds back; call at the end of an utterance."""
-        return np.zeros(0, np.float32) if self._resampler is None else self._pulled(None)
+        """What the resampler still holds back; call at the end of an utterance. The next one begins with a resampler of its own."""
+        held = np.zeros(0, np.float32) if self._resampler is None else self._pulled(None)
+        self._rate, self._resampler = SAMPLE_RATE, None
+        return held
 
     def _mono(self, samples: np.ndarray) -> np.ndarray:
         if samples.ndim == 2 and samples.shape[1] <= 32:
             if samples.shape[1] > 1:
-                self._say_once(self._rate != SAMPLE_RATE, f"sound with {samples.shape[1]} channels is averaged to one")
+                self._say_once(self._averaged, f"sound with {samples.shape[1]} channels is averaged to one")
+                self._averaged = True
             return self._scaled(samples).mean(axis=1) if samples.shape[1] else np.zeros(len(samples), np.float32)
         if samples.ndim != 1:
             raise UserError(f"sound is [num_samples] or [num_samples, channels], got shape {samples.shape}")
@@ -81,7 +86,9 @@ class SoundInput:
             if sample_rate != SAMPLE_RATE:
                 import av
 
-                log.info("sound at %d Hz is resampled to %d Hz", sample_rate, SAMPLE_RATE)
+                if sample_rate not in self._known_rates:
+                    log.info("sound at %d Hz is resampled to %d Hz", sample_rate, SAMPLE_RATE)
+                self._known_rates.add(sample_rate)
                 self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         else:
             tail = np.zeros(0, np.float32)

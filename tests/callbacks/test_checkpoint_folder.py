@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +188,9 @@ def test_wrong_settings_are_user_errors(tmp_path: Path) -> None:
         fit(tmp_path / "a", 1)
 
 
-def check_two_processes(tmp_path: Path, zero_stage: int, precision: str) -> None:
+def check_two_processes(run_script: Callable[..., None], tmp_path: Path, zero_stage: int, precision: str) -> None:
     """Fit whole, fit in parts, compare; the two processes are started by Lightning's launcher."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(tmp_path), str(zero_stage), precision]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(SCRIPT, tmp_path, zero_stage, precision, timeout=240)
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     for whole, first, second in seen:
         assert first["inputs"] + second["inputs"] == whole["inputs"]
@@ -206,11 +201,11 @@ def check_two_processes(tmp_path: Path, zero_stage: int, precision: str) -> None
     assert latest_checkpoint(tmp_path / "parts").step == 7
 
 
-def test_two_processes_stop_and_resume_equals_never_stopping(tmp_path: Path) -> None:
-    check_two_processes(tmp_path, 2, "32-true")
+def test_two_processes_stop_and_resume_equals_never_stopping(tmp_path: Path, run_script: Callable[..., None]) -> None:
+    check_two_processes(run_script, tmp_path, 2, "32-true")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "32-true"), (1, "bf16-true"), (2, "bf16-mixed"), (3, "32-true"), (3, "bf16-true")])
-def test_two_processes_at_every_stage_and_precision(tmp_path: Path, zero_stage: int, precision: str) -> None:
-    check_two_processes(tmp_path, zero_stage, precision)
+def test_two_processes_at_every_stage_and_precision(tmp_path: Path, zero_stage: int, precision: str, run_script: Callable[..., None]) -> None:
+    check_two_processes(run_script, tmp_path, zero_stage, precision)

@@ -27,7 +27,8 @@ def commands() -> list[list[str]]:
 def at_debug_size(words: list[str]) -> list[str]:
     if words[0] == "flowact-data":
         small = [SMALL.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-        return [sys.executable, "-c", "from data_tools.cli import main; raise SystemExit(main())", *small[1:], *(("-j", "1") if words[1] == "synth" else ())]
+        program = "from data_tools.cli import main; raise SystemExit(main())"
+        return [sys.executable, "-c", program, *small[1:], *(("-j", "1") if words[1] == "synth" else ())]
     narrow = () if "human/autoencoder.yaml" in words else NARROW
     return [sys.executable, "-m", "flowact", *words[1:], *DEBUG, *narrow]
 

@@ -31,7 +31,8 @@ def plugin(request, install):
 def test_what_it_registers_loads_as_what_it_says(plugin):
     _, project, _ = plugin
     names = [(group.removeprefix("flowact."), name) for group, entries in project.get("entry-points", {}).items() for name in entries]
-    assert names
+    if not names:
+        pytest.skip("registers nothing: an adapter to another program")
     for kind, name in names:
         component = registry.resolve(name, kind)
         assert component.distribution == project["name"]

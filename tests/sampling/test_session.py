@@ -142,6 +142,24 @@ def test_an_interruption_silences_what_is_in_the_stream_and_drops_what_waits(pip
         session.push_audio(np.full(SAMPLES_PER_CHUNK, 0.5, np.float32))
         assert np.count_nonzero(spoken(chunks(session, 3))) == SAMPLES_PER_CHUNK
         assert session.turn == 1
+        assert session.interrupt() == 0, "nothing is being said"
+
+
+def test_speech_right_after_an_interruption_is_another_speech(pipeline):
+    with StreamSession(pipeline, picture(), reaction="at_once") as session:
+        session.push_audio(np.full(9 * SAMPLES_PER_CHUNK, 0.5, np.float32))
+        found = chunks(session, 2)
+        assert session.interrupt() == pytest.approx(2 * 8 / 25)
+        session.push_audio(np.full(2 * SAMPLES_PER_CHUNK, 0.25, np.float32), end=True)
+        found += chunks(session, 3)
+    speech = [(event.chunk, event.type, event.data.get("position")) for chunk in found for event in chunk.events if "speech" in event.type]
+    assert speech == [
+        (0, "speech.started", None),
+        (2, "speech.finished", pytest.approx(0.64)),
+        (2, "speech.started", None),
+        (3, "speech.finished", pytest.approx(0.64)),
+    ]
+    assert [chunk.spoken for chunk in found] == [SAMPLES_PER_CHUNK] * 4 + [0]
 
 
 def test_another_reference_is_seen_from_the_chunk_that_was_named(pipeline):

@@ -26,6 +26,12 @@ def test_resampling_in_blocks_has_the_length_and_the_tone_of_the_whole(rate, blo
     assert np.abs(found[middle] - tone(16_000)[: len(found)][middle]).max() < 0.02, "no clicks between blocks"
 
 
+def test_every_utterance_has_a_resampler_of_its_own():
+    source, sound = tone(24_000), SoundInput()
+    first = np.concatenate([sound.convert(source, 24_000), sound.flush()])
+    assert np.array_equal(first, np.concatenate([sound.convert(source, 24_000), sound.flush()]))
+
+
 def test_channels_are_averaged_and_integers_scaled():
     left, right = tone(16_000), tone(16_000, hz=220.0)
     stereo = (np.stack([left, right], axis=1) * 32_768).astype(np.int16)

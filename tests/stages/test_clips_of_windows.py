@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,15 +18,12 @@ OFF = Adversarial()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, run_script) -> Path:
     """With the results of two processes."""
     folder = tmp_path_factory.mktemp("clips")
     write_parent(folder / "parent", denoiser(seed=1))
     script = Path(__file__).with_name("fit_clips.py")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(script, folder, timeout=400)
     return folder
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,14 +17,11 @@ def alone() -> Logged:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[dict]:
+def two(tmp_path_factory, run_script) -> list[dict]:
     """What each of two processes logged, by strategy."""
     folder = tmp_path_factory.mktemp("curves")
     script = Path(__file__).with_name("fit_curves.py")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(script, folder, timeout=250)
     return [json.loads((folder / f"curves-{rank}.json").read_text()) for rank in (0, 1)]
 
 

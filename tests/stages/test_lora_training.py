@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -256,13 +253,10 @@ def test_a_run_does_not_go_on_beside_other_weights(name, parent, tmp_path):
         fit(new_stage(other), tmp_path / "run", 2, resume=True, **options_of(name))
 
 
-def test_two_processes_train_save_and_resume_a_lora(parent, tmp_path):
+def test_two_processes_train_save_and_resume_a_lora(parent, tmp_path, run_script):
     """Under ZeRO 2, with windows of their own: the checkpoint is whole, and resuming is exact."""
     script = Path(__file__).with_name("lora_run.py")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(script, tmp_path, timeout=240)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     checkpoint, base = open_checkpoint(tmp_path / "whole"), parent_weights(parent)
     assert checkpoint.step == STEPS

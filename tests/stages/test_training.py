@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -154,14 +151,11 @@ def test_stages_run_under_deepspeed(name, precision, tmp_path):
     assert torch.isfinite(run.callback_metrics["train/loss"])
 
 
-def test_two_processes_of_self_forcing_hold_the_same_weights(tmp_path):
+def test_two_processes_of_self_forcing_hold_the_same_weights(tmp_path, run_script):
     """Under ZeRO 2, with memory that a model generates on every process."""
     write_parent(tmp_path / "parent", denoiser(seed=1))
     script = Path(__file__).with_name("fit_two.py")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(script, tmp_path, timeout=240)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first["weights"] == second["weights"]
     assert first["losses"] != second["losses"], "each process has windows of its own"

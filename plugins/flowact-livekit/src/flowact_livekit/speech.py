@@ -1,0 +1,152 @@
+"""Sessions that say how much of a chunk is speech, and what was played of it. Knows nothing of where it is shown."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from flowact.conditioning import load_picture
+from flowact.planning import ConversationPlanner, Planner
+from flowact.sampling import MediaChunk, StreamSession
+from flowact.sampling.pipeline import Pipeline
+from flowact.sampling.session import Denoised
+from flowact.sampling.sound import SoundInput
+from flowact.shipped import shipped_model
+from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+Mark = TypeVar("Mark")
+
+
+@dataclass(frozen=True)
+class SpokenChunk(MediaChunk):
+    """A chunk that knows its speech.
+
+    Attributes:
+        spoken: samples at its start that were pushed; silence follows them.
+    """
+
+    spoken: int = 0
+
+
+class SpokenSession(StreamSession):
+    """A session whose chunks are `SpokenChunk`s, except those that stand in for late ones: speech may be digital silence, so samples do not tell."""
+
+    def finish(self, denoised: Denoised) -> SpokenChunk:
+        """See `StreamSession.finish`."""
+        return SpokenChunk(**vars(super().finish(denoised)), spoken=denoised.slot.spoken)
+
+
+def open_session(
+    checkpoint: str | Path | None = None,
+    picture: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    planner: Planner | None = None,
+    reaction: Literal["window", "at_once"] = "window",
+) -> SpokenSession:
+    """A session from files.
+
+    Args:
+        checkpoint: folder; None is the model that comes with FlowAct.
+        picture: of the character; None is the one beside that model.
+        device: where to compute.
+        seed: of the noise.
+        planner: writes prompts from what is spoken and heard; None is `ConversationPlanner` in the words that the character was trained with.
+        reaction: how soon speech is seen; see `StreamSession`.
+
+    Raises:
+        UserError: damaged checkpoint or unreadable picture.
+    """
+    pipeline = Pipeline.from_checkpoint(checkpoint or shipped_model().checkpoint, device)
+    pixels_3HW = load_picture(picture or shipped_model().picture, pipeline.picture_size)[0]
+    planner = planner or ConversationPlanner(captions=pipeline.state_captions or None)
+    return SpokenSession(pipeline, pixels_3HW, seed=seed, planner=planner, reaction=reaction)
+
+
+class SpeechTrack(Generic[Mark]):
+    """What went into a session and came out of it, counted in samples, with marks between the words. For one thread.
+
+    Args:
+        session: that speaks.
+    """
+
+    def __init__(self, session: SpokenSession) -> None:
+        self.session = session
+        self._sound = SoundInput()
+        self._pushed = self._played = self._begin = 0
+        self._ends: deque[int] = deque()
+        self._marks: list[tuple[int, Mark]] = []
+
+    def convert(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
+        """At 16 kHz, so that what is counted here is what the session plays."""
+        return self._sound.convert(samples, sample_rate)
+
+    def push(self, samples: np.ndarray) -> None:
+        """Speak what `convert` returned."""
+        self._pushed += len(samples)
+        self.session.push_audio(samples)
+
+    def end(self) -> bool:
+        """The utterance is complete; whether there was one since the last end."""
+        tail, self._sound = self._sound.flush(), SoundInput()
+        self._pushed += len(tail)
+        self.session.push_audio(tail, end=True)
+        complete = self.open
+        if complete:
+            self._ends.append(self._pushed)
+        return complete
+
+    def mark(self, mark: Mark, *, at_beginning: bool = False) -> None:
+        """To be returned by `due` once everything pushed before it was played, or at the beginning of the utterance that is being pushed."""
+        bisect.insort(self._marks, (self._last_end + 1 if at_beginning else self._pushed, mark), key=lambda found: found[0])
+
+    def due(self) -> list[Mark]:
+        """Marks that were reached, each once and in order."""
+        number = bisect.bisect_right(self._marks, self._played, key=lambda found: found[0])
+        reached, self._marks = self._marks[:number], self._marks[number:]
+        return [mark for _, mark in reached]
+
+    def interrupt(self) -> list[Mark]:
+        """Drop what waits; the marks that were not reached."""
+        self.session.interrupt()
+        left, self._marks = [mark for _, mark in self._marks], []
+        self._sound = SoundInput()
+        self._pushed = self._played = self._begin = 0
+        self._ends.clear()
+        return left
+
+    def samples_of(self, chunk: MediaChunk, frame: int) -> np.ndarray | None:
+        """Sound of a frame, int16, if there is speech in it that was not interrupted; it counts as played."""
+        spoken = chunk.spoken if isinstance(chunk, SpokenChunk) and chunk.turn == self.session.turn else 0
+        begin = frame * SAMPLES_PER_FRAME
+        if spoken <= begin:
+            return None
+        self._played += min(spoken - begin, SAMPLES_PER_FRAME)
+        while self._ends and self._ends[0] <= self._played:
+            self._begin = self._ends.popleft()
+        return np.clip(np.rint(chunk.samples[begin:][:SAMPLES_PER_FRAME] * 32768.0), -32768, 32767).astype(np.int16)
+
+    @property
+    def open(self) -> bool:
+        """Whether an utterance was begun and not ended."""
+        return self._pushed > self._last_end
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to play, or a mark to reach."""
+        return self._played < self._pushed or bool(self._marks)
+
+    @property
+    def _last_end(self) -> int:
+        return self._ends[-1] if self._ends else self._begin
+
+    @property
+    def played_seconds(self) -> float:
+        """Of the utterance in progress; 0 between utterances."""
+        return (self._played - self._begin) / SAMPLE_RATE
