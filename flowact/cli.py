@@ -19,6 +19,7 @@ VERBS = {
     "fit": ("fit", "train a stage from a recipe"),
     "validate": ("validate", "run a recipe's validation on a checkpoint"),
     "generate": ("generate", "stream a video from sound, a picture and prompts"),
+    "serve": ("serve", "talk to a live avatar in the browser"),
     "evaluate": ("evaluate", "measure a checkpoint on shards"),
     "convert": ("convert", "import the weights of another library's model, or export a checkpoint to it"),
     "export": ("export", "write a checkpoint as merged weights, or its LoRA for peft or ComfyUI"),
