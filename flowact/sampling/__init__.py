@@ -2,7 +2,9 @@
 
 from flowact.sampling.latency import LatencyBudget
 from flowact.sampling.live import LiveStream
+from flowact.sampling.opening import open_session
 from flowact.sampling.session import MediaChunk, SessionEvent, StreamSession
+from flowact.sampling.speech_track import SpeechTrack
 from flowact.sampling.stream import ChunkStream
 from flowact.sampling.window import Guidance, WindowEngine, WindowState, predict_velocity
 
@@ -13,8 +15,10 @@ __all__ = [
     "LiveStream",
     "MediaChunk",
     "SessionEvent",
+    "SpeechTrack",
     "StreamSession",
     "WindowEngine",
     "WindowState",
+    "open_session",
     "predict_velocity",
 ]

@@ -55,5 +55,7 @@ def test_its_own_tests_pass(plugin):
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(folder / "pyproject.toml"), str(folder / "tests")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED and "skipped" in done.stdout:
+        pytest.skip(f"{folder.name} has nothing to test without the library that it adapts to")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout

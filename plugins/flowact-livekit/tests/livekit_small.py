@@ -6,19 +6,19 @@ import asyncio
 
 import numpy as np
 import torch
-from flowact_livekit.speech import SpokenSession
 
 from flowact.autoencoders import CausalVideoAutoencoder
 from flowact.conditioning import HashedText, LogMel
 from flowact.memory import StructuredMemory
 from flowact.models.mmdit import MMDiT
+from flowact.sampling import StreamSession
 from flowact.sampling.pipeline import Pipeline
 from flowact.schedulers import Staircase
 
 CHUNK_FRAMES = 8
 
 
-class Recorded(SpokenSession):
+class Recorded(StreamSession):
     """Keeps what it hands out."""
 
     def __init__(self, *args, **options):

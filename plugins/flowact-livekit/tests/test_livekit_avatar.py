@@ -19,7 +19,6 @@ from livekit import rtc
 from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarRunner, QueueAudioOutput
 
 from flowact.errors import UserError
-from flowact.sampling import StreamSession
 
 README = Path(__file__).parents[1] / "README.md"
 DEADLINE = 30.0
@@ -236,11 +235,8 @@ def test_closing_in_the_middle_leaves_no_thread():
         time.sleep(0.01)
 
 
-def test_a_plain_session_and_no_room_are_refused():
+def test_no_room_for_speech_is_refused():
     session = small_session()
-    plain = StreamSession(session.pipeline, session.pipeline.autoencoder.parameters().__next__().new_zeros(3, 16, 32))
-    with pytest.raises(UserError, match="SpokenSession"):
-        FlowActVideoGenerator(plain)
     with pytest.raises(UserError, match="more than 0"):
         FlowActVideoGenerator(session, max_waiting_seconds=0)
 

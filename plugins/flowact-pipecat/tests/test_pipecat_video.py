@@ -45,7 +45,6 @@ from pipecat.workers.runner import WorkerRunner
 
 from flowact.errors import UserError
 from flowact.planning import Behaviour, Conversation, LivePlanner
-from flowact.sampling import StreamSession
 
 README = Path(__file__).parents[1] / "README.md"
 DEADLINE = 30.0
@@ -334,11 +333,8 @@ def test_the_time_to_the_first_picture_of_speech_is_measured():
     perform(avatar, script, params=PipelineParams(enable_metrics=True))
 
 
-def test_a_plain_session_and_no_room_are_refused():
+def test_no_room_for_speech_is_refused():
     session = small_session()
-    plain = StreamSession(session.pipeline, next(session.pipeline.autoencoder.parameters()).new_zeros(3, 16, 32))
-    with pytest.raises(UserError, match="SpokenSession"):
-        FlowActVideoService(plain)
     with pytest.raises(UserError, match="more than 0"):
         FlowActVideoService(session, max_waiting_seconds=0)
 

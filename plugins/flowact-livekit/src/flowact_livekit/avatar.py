@@ -15,8 +15,9 @@ from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGen
 from flowact.errors import UserError
 from flowact.planning import Planner
 from flowact.sampling import LiveStream, StreamSession
+from flowact.sampling.opening import open_session
+from flowact.sampling.speech_track import SpeechTrack
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
-from flowact_livekit.speech import SpeechTrack, SpokenSession, open_session
 
 POLL_SECONDS = 0.02
 
@@ -41,19 +42,17 @@ class FlowActVideoGenerator(VideoGenerator):
         max_waiting_seconds: speech that the session takes ahead; `push_audio` waits when there is more.
 
     Raises:
-        UserError: a session that does not say what is speech, or no room for speech.
+        UserError: no room for speech.
     """
 
     def __init__(
         self,
-        session: SpokenSession,
+        session: StreamSession,
         *,
         buffer_chunks: int = 1,
         late: Literal["hold", "micro_steps"] = "hold",
         max_waiting_seconds: float = 10.0,
     ) -> None:
-        if not isinstance(session, SpokenSession):
-            raise UserError(f"session is a {type(session).__name__}; give a flowact_livekit.speech.SpokenSession, which takes the same arguments")
         if max_waiting_seconds <= 0:
             raise UserError(f"max_waiting_seconds is {max_waiting_seconds:g}; speech needs room, give more than 0")
         self.session = session
@@ -73,7 +72,7 @@ class FlowActVideoGenerator(VideoGenerator):
         planner: Planner | None = None,
         reaction: Literal["window", "at_once"] = "window",
     ) -> Self:
-        """A generator from files; see `flowact_livekit.speech.open_session` for the arguments."""
+        """A generator from files; see `flowact.sampling.opening.open_session` for the arguments."""
         return cls(open_session(checkpoint, picture, device=device, seed=seed, planner=planner, reaction=reaction))
 
     # ---- what the runner calls ----

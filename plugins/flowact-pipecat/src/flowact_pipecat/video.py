@@ -28,9 +28,10 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from flowact.errors import UserError
 from flowact.planning import Planner
-from flowact.sampling import LiveStream, MediaChunk
+from flowact.sampling import LiveStream, MediaChunk, StreamSession
+from flowact.sampling.opening import open_session
+from flowact.sampling.speech_track import SpeechTrack
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
-from flowact_pipecat.speech import SpeechTrack, SpokenSession, open_session
 
 FRAME_NANOSECONDS = 1_000_000_000 // FRAMES_PER_SECOND
 POLL_SECONDS = 0.02
@@ -67,12 +68,12 @@ class FlowActVideoService(FrameProcessor):
         options: of `FrameProcessor`, as `name`.
 
     Raises:
-        UserError: a session that does not say what is speech, or no room for speech.
+        UserError: no room for speech.
     """
 
     def __init__(
         self,
-        session: SpokenSession,
+        session: StreamSession,
         *,
         buffer_chunks: int = 1,
         late: Literal["hold", "micro_steps"] = "hold",
@@ -81,8 +82,6 @@ class FlowActVideoService(FrameProcessor):
         sync_with_audio: bool = False,
         **options: Any,
     ) -> None:
-        if not isinstance(session, SpokenSession):
-            raise UserError(f"session is a {type(session).__name__}; give a flowact_pipecat.speech.SpokenSession, which takes the same arguments")
         if max_waiting_seconds <= 0:
             raise UserError(f"max_waiting_seconds is {max_waiting_seconds:g}; speech needs room, give more than 0")
         super().__init__(**options)
@@ -113,7 +112,7 @@ class FlowActVideoService(FrameProcessor):
         reaction: Literal["window", "at_once"] = "window",
         **options: Any,
     ) -> Self:
-        """A service from files; see `flowact_pipecat.speech.open_session` for the arguments, and the constructor for `options`."""
+        """A service from files; see `flowact.sampling.opening.open_session` for the arguments, and the constructor for `options`."""
         return cls(open_session(checkpoint, picture, device=device, seed=seed, planner=planner, reaction=reaction), **options)
 
     def can_generate_metrics(self) -> bool:

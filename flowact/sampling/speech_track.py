@@ -1,72 +1,18 @@
-"""Sessions that say how much of a chunk is speech, and what was played of it. Knows nothing of where it is shown."""
+"""What was pushed to a session and what was played of it, frame by frame: what programs need that hand single frames on."""
 
 from __future__ import annotations
 
 import bisect
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from flowact.conditioning import load_picture
-from flowact.planning import ConversationPlanner, Planner
-from flowact.sampling import MediaChunk, StreamSession
-from flowact.sampling.pipeline import Pipeline
-from flowact.sampling.session import Denoised
+from flowact.sampling.session import MediaChunk, StreamSession
 from flowact.sampling.sound import SoundInput
-from flowact.shipped import shipped_model
 from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 Mark = TypeVar("Mark")
-
-
-@dataclass(frozen=True)
-class SpokenChunk(MediaChunk):
-    """A chunk that knows its speech.
-
-    Attributes:
-        spoken: samples at its start that were pushed; silence follows them.
-    """
-
-    spoken: int = 0
-
-
-class SpokenSession(StreamSession):
-    """A session whose chunks are `SpokenChunk`s, except those that stand in for late ones: speech may be digital silence, so samples do not tell."""
-
-    def finish(self, denoised: Denoised) -> SpokenChunk:
-        """See `StreamSession.finish`."""
-        return SpokenChunk(**vars(super().finish(denoised)), spoken=denoised.slot.spoken)
-
-
-def open_session(
-    checkpoint: str | Path | None = None,
-    picture: str | Path | None = None,
-    *,
-    device: str = "cpu",
-    seed: int = 0,
-    planner: Planner | None = None,
-    reaction: Literal["window", "at_once"] = "window",
-) -> SpokenSession:
-    """A session from files.
-
-    Args:
-        checkpoint: folder; None is the model that comes with FlowAct.
-        picture: of the character; None is the one beside that model.
-        device: where to compute.
-        seed: of the noise.
-        planner: writes prompts from what is spoken and heard; None is `ConversationPlanner` in the words that the character was trained with.
-        reaction: how soon speech is seen; see `StreamSession`.
-
-    Raises:
-        UserError: damaged checkpoint or unreadable picture.
-    """
-    pipeline = Pipeline.from_checkpoint(checkpoint or shipped_model().checkpoint, device)
-    pixels_3HW = load_picture(picture or shipped_model().picture, pipeline.picture_size)[0]
-    planner = planner or ConversationPlanner(captions=pipeline.state_captions or None)
-    return SpokenSession(pipeline, pixels_3HW, seed=seed, planner=planner, reaction=reaction)
 
 
 class SpeechTrack(Generic[Mark]):
@@ -76,7 +22,7 @@ class SpeechTrack(Generic[Mark]):
         session: that speaks.
     """
 
-    def __init__(self, session: SpokenSession) -> None:
+    def __init__(self, session: StreamSession) -> None:
         self.session = session
         self._sound = SoundInput()
         self._pushed = self._played = self._begin = 0
@@ -123,7 +69,7 @@ class SpeechTrack(Generic[Mark]):
 
     def samples_of(self, chunk: MediaChunk, frame: int) -> np.ndarray | None:
         """Sound of a frame, int16, if there is speech in it that was not interrupted; it counts as played."""
-        spoken = chunk.spoken if isinstance(chunk, SpokenChunk) and chunk.turn == self.session.turn else 0
+        spoken = chunk.spoken if chunk.turn == self.session.turn else 0
         begin = frame * SAMPLES_PER_FRAME
         if spoken <= begin:
             return None

@@ -1,11 +1,26 @@
-"""What was pushed comes out once, in order, each word with its frame; marks stand between the words. Needs no Pipecat."""
+"""What was pushed comes out once, in order, each word with its frame; marks stand between the words."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from flowact_pipecat.speech import SpeechTrack
-from pipecat_small import CHUNK_FRAMES, small_session, words
+from small import picture, small_pipeline
+
+from flowact.sampling import StreamSession
+from flowact.sampling.speech_track import SpeechTrack
+from flowact.schedulers import Staircase
+
+CHUNK_FRAMES = 8
+
+
+def small_session(num_chunks=3):
+    return StreamSession(small_pipeline(staircase=Staircase(num_chunks)), picture())
+
+
+def words(num_samples, seed=0):
+    """Sound in which no sample is silent, so that each can be found again; int16."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(1_000, 9_000, num_samples) * rng.choice([-1, 1], num_samples)).astype(np.int16)
 
 
 def play(track, num_chunks):
