@@ -248,7 +248,7 @@ def pipeline(monkeypatch, held_out):
 
     class Pipeline:
         @staticmethod
-        def from_checkpoint(folder, device="cpu", micro_steps=None, guidance=1.0):
+        def from_checkpoint(folder, device="cpu", micro_steps=None, guidance=1.0, refinement=None):
             loaded.append((folder, device, micro_steps))
             return Perfect(held_out)
 
