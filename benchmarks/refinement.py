@@ -51,7 +51,7 @@ def page(result: dict[str, Any]) -> str:
     head = " | ".join(FIGURES.values())
     rows = "\n".join(f"| {name} | " + " | ".join(f"{values[key]:.3f}" for key in FIGURES) + " |" for name, values in result["lines"].items())
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    return f"""`python benchmarks/refinement.py runs/quickstart`, {result["date"]}; {machine}; mean of {result["seeds"]} seeds, 12 clips of 20 s each.
+    return f"""`python benchmarks/refinement.py runs/quickstart`, {result["date"]}; {machine}; seeds: {result["seeds"]}; 12 clips of 20 s each.
 
 | refined | {head} |
 |---|{"---|" * len(FIGURES)}
