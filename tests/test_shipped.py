@@ -27,6 +27,8 @@ def test_a_model_is_verified_small_and_says_what_was_measured(name):
     checkpoint = open_checkpoint(model.checkpoint)  # sizes and hashes
     assert sum(path.stat().st_size for path in model.folder.rglob("*.safetensors")) <= 16e6
     assert not (model.checkpoint / "engine").exists()
+    places = [line for line in (model.checkpoint / "recipe.yaml").read_text(encoding="utf-8").splitlines() if re.search(r":\s+['\"]?/", line)]
+    assert places == [], "a recipe names no folder of one machine"
     assert checkpoint.lineage["ancestors"], "its ancestry"
     card = (model.folder / "README.md").read_text(encoding="utf-8")
     (figures,) = json.loads((model.folder / "metrics.json").read_text(encoding="utf-8"))["stages"].values()

@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
+from flowact.checkpoints import open_checkpoint, write_checkpoint
+
 LARGEST_MB = 12
 ROWS = {
     "lip_correlation": "mouth opening against the truth, correlation",
@@ -26,7 +30,7 @@ ROWS = {
 }
 CARD = """# {name}: a synthetic character that speaks, listens, thinks and waits
 
-{size} px, 25 frames a second, {window} chunks of {frames} frames in the stream, one network evaluation a chunk. It comes with FlowAct so that
+{size} px, 25 frames a second, chunks of {frames} frames, one network evaluation for each that leaves the stream. It comes with FlowAct so that
 `flowact serve` and `flowact generate` work without training.
 
 - **Made by** `flowact quickstart` and `python -m data_tools.assets_scripts.ship_model`: stages {stages}; every recipe is in the package under
@@ -56,6 +60,7 @@ def main() -> None:
     args.out.mkdir(parents=True)
     checkpoint, metrics_file = args.out / "checkpoint", args.out / "metrics.json"
     flowact("export", str(args.run / "checkpoints" / "distillation"), "--merge", "--eight-bit", "--out", str(checkpoint))
+    name_no_machine(checkpoint, args.run)
     shards = str(args.run / "shards" / "val")
     flowact("evaluate", "--checkpoint", str(checkpoint), "--shards", shards, "--out", str(metrics_file))
     flowact("evaluate", "--checkpoint", str(checkpoint), "--shards", shards, "--out", str(metrics_file), "--truth")
@@ -63,6 +68,23 @@ def main() -> None:
     card = describe(args.out.name, checkpoint, json.loads(metrics_file.read_text(encoding="utf-8")))
     (args.out / "README.md").write_text(card, encoding="utf-8")
     print(card)
+
+
+def name_no_machine(folder: Path, run: Path) -> None:
+    """Write the checkpoint again with the documented place of a quickstart in its recipe, in the place of this machine's."""
+    source = open_checkpoint(folder)
+    text = json.dumps(source.recipe)
+    for place in (str(run.resolve()), str(run)):
+        text = text.replace(place, "runs/quickstart")
+    write_checkpoint(
+        folder,
+        weights=load_file(folder / source.weights_name),
+        ema=None,
+        recipe=json.loads(text),
+        lineage=source.lineage,
+        autoencoder_folder=source.autoencoder,
+        engine_saver=None,
+    )
 
 
 def flowact(*words: str) -> None:
@@ -81,7 +103,6 @@ def describe(name: str, checkpoint: Path, metrics: dict[str, Any]) -> str:
     return CARD.format(
         name=name.capitalize(),
         size=lineage["latent_shape"][1] * 16,
-        window=lineage.get("stream_chunks", 3),
         frames=lineage["chunk_frames"] * lineage["temporal_stride"],
         stages=", ".join([ancestor["stage"] for ancestor in lineage["ancestors"]] + [lineage["stage"]]),
         megabytes=megabytes,

@@ -14,7 +14,6 @@ import pytest
 from flowact.cli import main
 from flowact.commands.arguments import guidance_scales
 from flowact.commands.generate import Job, add_arguments, fit_length, plan_jobs
-from flowact.shipped import shipped_models
 
 
 def call(tmp_path: Path, **replaced: str) -> list[str]:
@@ -83,7 +82,6 @@ def test_files_that_do_not_go_together_are_named(replaced, message, tmp_path, mo
     assert not (tmp_path / "films").exists()
 
 
-@pytest.mark.skipif(not shipped_models(), reason="this checkout carries no model")
 def test_the_model_that_comes_along_streams_films_of_their_own_lengths(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     for name, seconds in (("short", 0.3), ("long", 1.0)):

@@ -11,7 +11,6 @@ import pytest
 from pages import ROOT
 
 from flowact.sampling import StreamSession
-from flowact.shipped import shipped_models
 
 PAGE = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
 SESSION, LIVE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -30,7 +29,6 @@ def names(tmp_path, monkeypatch, capsys):
     return found
 
 
-@pytest.mark.skipif(not shipped_models(), reason="this checkout carries no model")
 def test_the_programs_run(names):
     assert names["chunk"].state == "idle", "what was set is seen later"
     exec(compile(LIVE, "docs/streaming.md", "exec"), names)
