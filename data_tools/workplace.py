@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +55,7 @@ def claim(folder: Path, file: str, record: dict[str, Any]) -> None:
     """
     path = folder / file
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(entry.name != f"{file}.part" for entry in folder.iterdir()):
             raise UserError(f"{folder} is not empty and has no {file}; give a new folder as --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
@@ -83,10 +86,30 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink()
 
 
+@dataclass(frozen=True)
+class Failed:
+    """An item that killed its worker or took too long.
+
+    Attributes:
+        reason: for a person.
+        code: 'crash' or 'timeout'.
+    """
+
+    reason: str
+    code: str
+
+
 def work(
-    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start: Callable[..., None], arguments: tuple[Any, ...]
-) -> Iterator[Result]:
-    """Results in the order of the items, from `jobs` processes; with one job in this process.
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int,
+    start: Callable[..., None],
+    arguments: tuple[Any, ...],
+    *,
+    timeout: float | None = None,
+    keep_going: bool = False,
+) -> Iterator[Any]:
+    """Results in the order of the items, from `jobs` processes; with one job in this process, unless `keep_going` asks for one of its own.
 
     Args:
         function: of a module, as it is sent by name.
@@ -94,27 +117,71 @@ def work(
         jobs: processes.
         start: called with `arguments` in each process first.
         arguments: of `start`.
+        timeout: seconds for one item; only with `keep_going`.
+        keep_going: an item that kills its process or takes too long gives a `Failed` and the others go on; otherwise it is an error.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     jobs = min(jobs, len(items))
-    if jobs <= 1:
+    if jobs < 1 or (jobs == 1 and not keep_going):
         if items:
             start(*arguments)
         yield from map(function, items)
         return
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they start: each does one thing
+    with _one_thread_each():
+        yield from (_isolated if keep_going else _together)(function, items, jobs, start, arguments, timeout)
+
+
+def _isolated(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start: Callable[..., None], arguments: tuple[Any, ...], timeout: float | None
+) -> Iterator[Result | Failed]:
+    """Processes of pebble: one that dies is replaced, one that is late is stopped, and only its item is lost."""
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=arguments) as pool:
-            waiting = [pool.submit(function, item) for item in items]
-            try:
-                for number in range(len(waiting)):
-                    yield waiting[number].result()
-                    waiting[number] = None  # type: ignore[call-overload]  # its result leaves the memory
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        from pebble import ProcessExpired, ProcessPool
+    except ImportError as error:
+        raise UserError("a build runs in processes of pebble; pip install 'flowact[data]'") from error
+    with ProcessPool(jobs, context=get_context("spawn"), initializer=start, initargs=arguments) as pool:
+        waiting: deque[Any] = deque()
+        rest = iter(items)
+        try:
+            # few are in flight: results and what they hold do not pile up
+            waiting.extend(pool.schedule(function, args=[item], timeout=timeout) for item in itertools.islice(rest, 2 * jobs))
+            while waiting:
+                future = waiting.popleft()
+                try:
+                    result: Result | Failed = future.result()
+                except ProcessExpired as error:
+                    result = Failed(f"the process that read it died (exit code {error.exitcode}); the file may be damaged, or memory ran out", "crash")
+                except TimeoutError:
+                    result = Failed(f"it took more than {timeout:g} s and was stopped; the file may be damaged", "timeout")
+                waiting.extend(pool.schedule(function, args=[item], timeout=timeout) for item in itertools.islice(rest, 1))
+                yield result
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _together(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start: Callable[..., None], arguments: tuple[Any, ...], timeout: float | None
+) -> Iterator[Result]:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=arguments) as pool:
+        waiting = [pool.submit(function, item) for item in items]
+        try:
+            for number in range(len(waiting)):
+                yield waiting[number].result()
+                waiting[number] = None  # type: ignore[call-overload]  # its result leaves the memory
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started inside do one thing each; they read the environment when they start."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
     finally:
         if before is None:
             os.environ.pop("OMP_NUM_THREADS", None)

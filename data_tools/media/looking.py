@@ -1,0 +1,181 @@
+"""Frames at a constant rate: frame i is what a player shows at i / fps seconds. One decode serves all who want to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data_tools.media.pictures import TICK, Pictures
+
+
+@dataclass(frozen=True)
+class View:
+    """A size and a rate in which frames are wanted.
+
+    Attributes:
+        height: of the picture at most, in pixels; the aspect is kept, both sides are even, nothing is enlarged. None leaves the size.
+        pixels: rgb24 gives (n, h, w, 3), gray (n, h, w).
+        every: frames whose number is a multiple of it.
+    """
+
+    height: int | None = None
+    pixels: Literal["rgb24", "gray"] = "rgb24"
+    every: int = 1
+
+
+@dataclass
+class Block:
+    """Frames first..first+count-1 at the constant rate.
+
+    Attributes:
+        first: number of the first frame.
+        count: of frames.
+        pictures: view -> uint8, those frames whose number is a multiple of `view.every`; may be empty.
+    """
+
+    first: int
+    count: int
+    pictures: dict[View, np.ndarray] = field(default_factory=dict)
+
+
+def look(
+    path: Path, views: Sequence[View], *, fps: int = 25, start_s: float = 0.0, end_s: float | None = None, block: int = 50
+) -> Iterator[Block]:
+    """Every frame in each view, in blocks, from one decode. Memory is that of one block, whatever the length.
+
+    Args:
+        path: of the file.
+        views: wanted; each is scaled straight from the decoded picture.
+        fps: frames a second wanted.
+        start_s: seconds after the first picture at which frame 0 is.
+        end_s: likewise, where frames end; None reads to the end of the file.
+        block: frames of a block; the last one may have fewer.
+
+    Raises:
+        FootageError: no picture, undecodable, or clearly less than the container claims.
+    """
+    limit = None if end_s is None else max(round((end_s - start_s) * fps), 0)
+    with Pictures(path) as pictures:
+        painters = {view: _Painter(view, pictures) for view in dict.fromkeys(views)}
+        kept: dict[View, list[np.ndarray]] = {view: [] for view in painters}
+        first = count = 0
+        for frame, repeats in constant_rate(pictures, fps, start_s, limit):
+            for painter in painters.values():
+                painter.take(frame)
+            while repeats:
+                part = min(repeats, block - count)
+                for view, painter in painters.items():
+                    wanted = len(range(-(first + count) % view.every, part, view.every))
+                    if wanted:
+                        kept[view] += [painter.picture] * wanted
+                repeats, count = repeats - part, count + part
+                if count == block:
+                    yield _block(first, count, kept, painters)
+                    first, count = first + count, 0
+                    kept = {view: [] for view in painters}
+        if count:
+            yield _block(first, count, kept, painters)
+
+
+def constant_rate(pictures: Pictures, fps: int, start_s: float = 0.0, limit: int | None = None) -> Iterator[tuple[Any, int]]:
+    """Decoded frames, each with the number of frames at the constant rate that show it (at least 1).
+
+    Args:
+        pictures: of the file.
+        fps: frames a second wanted.
+        start_s: seconds after the first picture at which frame 0 is.
+        limit: frames at most.
+    """
+    emitted = 0
+    if limit == 0:
+        return
+    for frame, _, end in pictures.shown(start_s):
+        # frame i is shown from start - TICK on: clocks that round to a millisecond move no frame
+        until = max(_ceil((end - TICK - start_s) * fps), 0)
+        until = until if limit is None else min(until, limit)
+        if until > emitted:
+            yield frame, until - emitted
+            emitted = until
+        if limit is not None and emitted >= limit:
+            return
+
+
+def read_frames(path: Path, fps: int, size: int | None = None) -> Iterator[np.ndarray]:
+    """Frames at a constant rate: frame i shows what a player shows at i / fps seconds.
+
+    Args:
+        path: of the file.
+        fps: frames a second wanted.
+        size: crop the centre to a square and scale it to so many pixels; None keeps the picture, cropped to even sides.
+
+    Yields:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        FootageError: no picture, undecodable, or clearly fewer frames than claimed.
+    """
+    with Pictures(path) as pictures:
+        painter = _Painter(View(), pictures)
+        for frame, repeats in constant_rate(pictures, fps):
+            painter.take(frame)
+            picture = painter.picture if size is None else _square(painter.picture, size)
+            for _ in range(repeats):
+                yield picture
+
+
+class _Painter:
+    """Scales frames for one view with a scaler of its own, each at most once and only when asked for."""
+
+    def __init__(self, view: View, pictures: Pictures) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.view = view
+        self.scaler = VideoReformatter()
+        self.turns = pictures.rotation // 90
+        width, height = pictures.width, pictures.height
+        if view.height is not None and view.height < height:
+            tall = max(view.height // 2 * 2, 2)
+            width, height = max(round(width * tall / height / 2) * 2, 2), tall
+        self.even = (slice(height // 2 * 2 or None), slice(width // 2 * 2 or None))
+        self.size = (height, width) if self.turns % 2 else (width, height)
+        self._frame: Any = None
+        self._picture: np.ndarray | None = None
+
+    def take(self, frame: Any) -> None:
+        self._frame, self._picture = frame, None
+
+    @property
+    def picture(self) -> np.ndarray:
+        if self._picture is None:
+            scaled = self.scaler.reformat(self._frame, *self.size, self.view.pixels, threads=1)
+            self._picture = np.rot90(scaled.to_ndarray(), self.turns)[self.even]
+        return self._picture
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        width, height = self.size[::-1] if self.turns % 2 else self.size
+        sides = (height // 2 * 2 or height, width // 2 * 2 or width)
+        return (*sides, 3) if self.view.pixels == "rgb24" else sides
+
+
+def _block(first: int, count: int, kept: dict[View, list[np.ndarray]], painters: dict[View, _Painter]) -> Block:
+    pictures = {view: np.stack(entries) if entries else np.empty((0, *painters[view].shape), np.uint8) for view, entries in kept.items()}
+    return Block(first, count, pictures)
+
+
+def _square(picture: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(picture[top : top + side, left : left + side])
+    return square if side == size else np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _ceil(value: float) -> int:
+    return -int(-value // 1)
