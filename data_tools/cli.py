@@ -16,12 +16,18 @@ from flowact.errors import UserError, did_you_mean
 VERBS = {
     "synth": "render clips of synthetic people who speak recorded speech, with exact truth",
     "probe": "what a media file holds: streams, frame rate, frames decoded against frames claimed",
+    "build": "recordings into a data set, with a reason for every clip that is in or out",
     "pack": "clips or videos into shards with indexes, split by identity",
     "encode": "latents, sound and text features of every clip, as columns beside the shards",
     "index": "make indexes for shards that came without",
     "inspect": "a picture of a shard's clips, or of what the model sees of them",
     "lint": "decode everything, check everything, print what to exclude",
     "stats": "clips, hours, identities, share of states",
+    "split": "assign people to train and val anew; columns move along",
+    "merge": "several datasets into one",
+    "edit": "delete or relabel clips, rename a person; columns follow",
+    "export": "a copy that Hugging Face datasets or Megatron-Energon reads",
+    "doctor": "what is installed for which step, and whether a dataset suits a run",
     "take": "a clip as files: sound, picture and prompts for `flowact generate`",
 }
 INTERRUPTED = 130

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_tools.footage import from_png
+from data_tools.manifest import UNKNOWN, stated
+from data_tools.rewrite import is_stopped
+from data_tools.split import recording_of
 from data_tools.workplace import progress, work
 from flowact.data.media import decode_sound, decode_video
 from flowact.data.schema import (
@@ -35,6 +38,9 @@ from flowact.data.schema import (
 from flowact.data.shards import ClipRef, ShardIndex, ShardReader, Split, decode, open_split, split_folders
 from flowact.errors import UserError
 from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
+
+#: pixel frames of a motion latent in the video autoencoders of this field: T = 4 n + 1 frames are n + 1 latents
+TEMPORAL_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class ShardReport:
 
     problems: list[Problem] = field(default_factory=list)
     identities: dict[str, str] = field(default_factory=dict)
+    recordings: dict[str, str] = field(default_factory=dict)
+    suffixes: frozenset[str] = frozenset()
+    unknown: Counter[str] = field(default_factory=Counter)
+    odd_lengths: int = 0
     clips: int = 0
     frames: int = 0
 
@@ -78,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     root = folders[0].parent
     info = read_dataset(root) if (root / DATASET_FILE).is_file() else None
     problems = [problem for folder in folders for problem in _check_folder(folder, info)]
+    if is_stopped(root):
+        problems.append(Problem(DATASET_FILE, "a change (split or edit) was stopped in the middle; run its command again", excludable=False))
     excluded = set(info.exclude) if info else set()
     items = [
         (path, not args.no_columns) for folder in folders for path in sorted(folder.glob("*.tar")) if f"{folder.name}/{path.stem}" not in excluded
@@ -87,14 +99,25 @@ def run(args: argparse.Namespace) -> int:
     problems = list(dict.fromkeys([*problems, *found]))
     clips, frames = sum(report.clips for report in reports), sum(report.frames for report in reports)
     exclude = sorted({problem.where for problem in problems if problem.excludable})
+    unknown = sum((report.unknown for report in reports), Counter[str]())
+    odd = sum(report.odd_lengths for report in reports)
     if args.json:
-        print(json.dumps({"clips": clips, "frames": frames, "problems": [vars(problem) for problem in problems], "exclude": exclude}, indent=1))
+        listed = [vars(problem) for problem in problems]
+        notes = {f"unknown_{name}": count for name, count in sorted(unknown.items())} | ({"not_4n_plus_1": odd} if odd else {})
+        numbers = {"clips": clips, "frames": frames, **({"notes": notes} if notes else {})}
+        print(json.dumps({**numbers, "problems": listed, "exclude": exclude}, indent=1))
         return 1 if problems else 0
     for problem in problems:
         print(f"{problem.where}: {problem.message}")
     if exclude:
         print("\n# to train without these clips, put into dataset.yaml:\nexclude:")
         print("\n".join(f"- {entry}" for entry in exclude))
+    if odd:
+        print(
+            f"{odd} of {clips} clips have not T = 4 n + 1 frames (a latent is the first frame, or four more): their last 1 to 3 frames are never used"
+        )
+    for name, count in sorted(unknown.items()):
+        print(f"{count} of {clips} clips state no {name}: fine to train on, not to pass on")
     print(f"{clips} clips, {frames} frames: {f'{len(problems)} problems' if problems else 'no problem'}")
     return 1 if problems else 0
 
@@ -153,8 +176,13 @@ def _check_shard(item: tuple[Path, bool]) -> ShardReport:
         metadata = _check_clip(split, clip, found, report)
         if metadata is not None:
             report.identities[clip.key] = metadata["identity"]
+            if (recording := recording_of(metadata)) is not None:
+                report.recordings[clip.key] = recording
+            report.unknown.update(name for name in ("license", "consent") if stated(metadata, name) == UNKNOWN)
+            report.odd_lengths += (metadata["frames"] - 1) % TEMPORAL_STRIDE != 0
             for info, column in columns:
                 _check_features(split, column, info, clip, metadata, report)
+        report.suffixes |= found
         report.clips += 1
         report.frames += clip.frames
     return report
@@ -221,7 +249,8 @@ def _check_clip(split: Split, clip: ClipRef, found: set[str], report: ShardRepor
         try:
             samples = decode_sound(members["wav"], where, SAMPLE_RATE)
             if len(samples) != frames * SAMPLES_PER_FRAME:
-                complain(f"the wav has {len(samples)} samples, {frames} frames need {frames * SAMPLES_PER_FRAME}")
+                wanted = f"{frames} frames need {frames} * {SAMPLES_PER_FRAME} = {frames * SAMPLES_PER_FRAME}"
+                complain(f"the wav has {len(samples)} samples, {wanted}")
             if not np.any(samples):
                 complain("the wav is silent")
         except UserError as error:
@@ -279,10 +308,18 @@ def _check_features(split: Split, column: Split, info: ColumnInfo, clip: ClipRef
 
 
 def _across(items: list[tuple[Path, bool]], reports: list[ShardReport]) -> Iterator[Problem]:
-    """What no shard shows alone: people or keys in two places."""
+    """What no shard shows alone: people, recordings or keys in two places, and shards with other members."""
     people: dict[str, set[str]] = {}
+    recordings: dict[str, set[str]] = {}
     keys: Counter[str] = Counter()
+    usual = Counter(report.suffixes for report in reports if report.suffixes).most_common(1)
     for (path, _), report in zip(items, reports):
+        if report.suffixes and report.suffixes != usual[0][0]:
+            difference = ", ".join(sorted(report.suffixes ^ usual[0][0]))
+            message = f"members differ from the other shards in {difference}: every sample of a dataset has the same, or other readers stop"
+            yield Problem(f"{path.parent.name}/{path.stem}", message)
+        for recording in report.recordings.values():
+            recordings.setdefault(recording, set()).add(path.parent.name)
         for key, identity in report.identities.items():
             people.setdefault(identity, set()).add(path.parent.name)
             keys[key] += 1
@@ -291,6 +328,12 @@ def _across(items: list[tuple[Path, bool]], reports: list[ShardReport]) -> Itera
             yield Problem(
                 "splits", f"{identity!r} is in {' and '.join(sorted(names))}: validation would measure what was trained on", excludable=False
             )
+    for recording, names in sorted(recordings.items()):
+        if len(names) > 1:
+            message = (
+                f"recording {recording!r} is in {' and '.join(sorted(names))}: validation would see what was trained on; run: flowact-data split"
+            )
+            yield Problem("splits", message, excludable=False)
     for key, count in sorted(keys.items()):
         if count > 1:
             yield Problem("splits", f"key {key!r} occurs {count} times; keys are unique in a dataset", excludable=False)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_tools.card import CARD_FILE, is_ours, write_card
+from data_tools.manifest import stated, write_manifest, write_shard_lists, write_stats
 from data_tools.workplace import progress, show_table
-from flowact.data.schema import parse_captions
+from flowact.data.schema import parse_captions, read_dataset
 from flowact.data.shards import Split, open_split, split_folders
 from flowact.errors import UserError
 from flowact.types import FRAMES_PER_SECOND
@@ -21,10 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `flowact-data stats`."""
     parser.add_argument("dataset", type=Path, help="folder of a dataset, or of one split")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help="write manifest.parquet, stats.json, lists of shards and README.md beside the shards")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers."""
+    if args.write:
+        read_dataset(args.dataset)
+        write_manifest(args.dataset)
+        write_stats(args.dataset)
+        write_shard_lists(args.dataset)
+        if (args.dataset / CARD_FILE).exists() and not is_ours(args.dataset / CARD_FILE):
+            warnings.warn(f"{args.dataset / CARD_FILE} is your own and stays as it is; remove it to get the dataset card", stacklevel=2)
+        else:
+            write_card(args.dataset)
     found = {split.name: describe(split) for split in open_all(args.dataset)}
     if args.json:
         print(json.dumps(found, indent=1))
@@ -45,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     rows += [(f"share {state}", *(f"{split['states'].get(state, 0):.0%}" for split in splits)) for state in states]
     licenses = sorted({text for split in splits for text in split["licenses"]})
     rows += [(f"license: {text}", *(split["licenses"].get(text, 0) for split in splits)) for text in licenses]
+    consents = sorted({text for split in splits for text in split["consents"]})
+    rows += [(f"consent: {text}", *(split["consents"].get(text, 0) for split in splits)) for text in consents]
     sizes = sorted({text for split in splits for text in split["sizes"]})
     rows += [(f"picture {text}", *(split["sizes"].get(text, 0) for split in splits)) for text in sizes]
     show_table(str(args.dataset), ("", *found), rows)
@@ -74,13 +89,14 @@ def describe(split: Split) -> dict[str, Any]:
     """Numbers of a split, as plain values."""
     fps = split.info.fps if split.info else FRAMES_PER_SECOND
     frames: list[int] = []
-    states, licenses, sizes, people = (Counter[str]() for _ in range(4))
+    states, licenses, consents, sizes, people = (Counter[str]() for _ in range(5))
     captions: set[str] = set()
     for clip in progress(split.clips, len(split), f"stats {split.name}", "clips"):
         metadata = split.decode(clip, "json")
         frames.append(clip.frames)
         people[str(metadata.get("identity", "unknown"))] += clip.frames
-        licenses[str((metadata.get("source") or {}).get("license", "unknown"))] += 1
+        licenses[stated(metadata, "license")] += 1
+        consents[stated(metadata, "consent")] += 1
         sizes[f"{metadata.get('width', '?')}x{metadata.get('height', '?')}"] += 1
         parsed = parse_captions(metadata, split.where(clip))
         ends = np.append(parsed.starts[1:], clip.frames)
@@ -101,6 +117,7 @@ def describe(split: Split) -> dict[str, Any]:
         "captions": len(captions),
         "states": {state: count / total for state, count in sorted(states.items())},
         "licenses": dict(sorted(licenses.items())),
+        "consents": dict(sorted(consents.items())),
         "sizes": dict(sorted(sizes.items())),
     }
 

@@ -67,6 +67,8 @@ KINDS = {
         Kind("strategies", "lightning.pytorch", "Strategy"),
         Kind("characters", "flowact.characters", "Character"),
         Kind("writers", "flowact.writers", "VideoWriter"),
+        Kind("steps", "data_tools.steps", "Step"),
+        Kind("detectors", "data_tools.steps", "FaceDetector"),
     )
 }
 

@@ -1,0 +1,307 @@
+"""One recording down the steps: looked at once, listened to, cut, scored and judged. Runs in a worker; all that it needs comes with the task.
+
+What it measures lies in `work/recordings/HASH/`, a file for each step, under a hash of the file's bytes and of the step's arguments: measured again is
+only what changed. Scores come back to the build, which keeps them in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Finding
+from data_tools.building.recipe import BuildRecipe, read_recipe
+from data_tools.footage import Footage, View, look, survey, write_sound
+from data_tools.inputs import Source, fetch
+from data_tools.steps.base import Clip, Plan, Recording, Rejection, Rule, Soundtrack, Span, Step, Watcher, json_hash
+from flowact.data.media import MediaError
+from flowact.data.schema import write_atomically
+from flowact.data.shards import file_sha256
+
+RECORDINGS_FOLDER = "recordings"
+#: what a file can not give is found by reading it, not by a step; reports call it so
+READING = "Reading"
+#: sidecars that decide what is seen and heard; the others decide what is said about it
+MEDIA_SIDECARS = ("wav", "other.wav", "boxes.npy")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recording to examine.
+
+    Attributes:
+        source: where it is.
+        sha256: of its bytes, where they are known not to have changed.
+        known: hash -> scores that the ledger holds.
+    """
+
+    source: Source
+    sha256: str | None
+    known: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What came out.
+
+    Attributes:
+        source: of the task.
+        sha256: of the file; empty where it could not be read.
+        folder: name of the folder below `work/recordings` with signals and sound; empty where it was not decoded.
+        frames: at 25 a second; 0 where it was not decoded.
+        facts: what the container holds, plain values.
+        clips: kept and rejected, in the order of their frames.
+        findings: scores that were not known before.
+        seconds: of work.
+    """
+
+    source: Source
+    sha256: str
+    folder: str
+    frames: int
+    facts: dict[str, Any]
+    clips: tuple[ClipRecord, ...]
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+class Examiner:
+    """Examines recordings of one build.
+
+    Args:
+        recipe: of the build.
+        out: folder of the dataset.
+        score_only: judge, but reject nothing.
+    """
+
+    def __init__(self, recipe: BuildRecipe, out: Path, score_only: bool = False) -> None:
+        self.recipe = recipe
+        self.out = out
+        self.score_only = score_only
+        self.measured = {step.name: recipe.measured_hash(step.name) for step in recipe.chain}
+
+    def examine(self, task: Task) -> Examined:
+        """Everything about one recording. A file that can not be read is a rejected recording, not an error."""
+        start, source = time.perf_counter(), task.source
+        sha256, folder, frames, facts = task.sha256 or "", "", 0, {}
+        clips: list[ClipRecord] = []
+        findings: list[Finding] = []
+        try:
+            with fetch(source, self.out / WORK_FOLDER) as files:
+                local = replace(source, address=str(files.video), sidecars={suffix: str(path) for suffix, path in files.sidecars.items()})
+                sha256 = sha256 or file_sha256(files.video)
+                footage = survey(files.video, count=False)
+                facts = footage.to_json()
+                refused = self._refuse(local, footage)
+                if refused is not None:
+                    clips.append(refused)
+                else:
+                    sidecars = {suffix: file_sha256(Path(path)) for suffix, path in sorted(local.sidecars.items())}
+                    folder = self._media_hash(source, sha256, sidecars)
+                    recording = self._record(local, footage, self.out / WORK_FOLDER / RECORDINGS_FOLDER / folder)
+                    frames = recording.frames
+                    said = json_hash([sidecars, source.identity, source.caption, source.license, source.consent, dict(source.metadata)])
+                    for span in self._cut(recording):
+                        record, found = self._judge(recording, span, [folder, said], task.known)
+                        clips.append(record)
+                        findings += found
+        except MediaError as error:
+            code = getattr(error, "code", "unreadable")
+            clips = [ClipRecord(source.id, source.id, None, rejection=Rejection(READING, str(error), "readable", code, "is", "readable"))]
+        if not clips:
+            clips = [ClipRecord(source.id, source.id, None, rejection=Rejection(READING, "no span of it is left after cutting", "spans", 0, "at least", 1))]
+        return Examined(source, sha256, folder, frames, facts, tuple(clips), tuple(findings), time.perf_counter() - start)
+
+    # --- before decoding ------------------------------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, source: Source, footage: Footage) -> ClipRecord | None:
+        scores: dict[str, Mapping[str, Any]] = {}
+        rules: dict[str, tuple[Rule, ...]] = {}
+        for step in self.recipe.chain:
+            found = step.survey(source, footage)
+            if found:
+                scores[step.name] = found
+                rules[step.name] = _kept_rules(step, found)
+                rejection = _rejection(step, rules[step.name])
+                if rejection is not None and not self.score_only:
+                    return ClipRecord(source.id, source.id, None, scores, rules, rejection)
+        return None
+
+    def _media_hash(self, source: Source, sha256: str, sidecars: Mapping[str, str]) -> str:
+        media = {suffix: sidecars[suffix] for suffix in MEDIA_SIDECARS if suffix in sidecars}
+        return json_hash([sha256, source.start_s, source.end_s, self.recipe.tracks, media])
+
+    # --- looking and listening ------------------------------------------------------------------------------------------------------------------------
+
+    def _record(self, source: Source, footage: Footage, folder: Path) -> Recording:
+        folder.mkdir(parents=True, exist_ok=True)
+        watchers: dict[str, Watcher] = {}
+        for step in self.recipe.chain:
+            watcher = None if self._signal_file(folder, step).is_file() else step.watcher(source, footage)
+            if watcher is not None:
+                watchers[step.name] = watcher
+        record = folder / "record.json"
+        if watchers or not record.is_file():
+            views = tuple(dict.fromkeys(view for watcher in watchers.values() for view in watcher.views))
+            frames = self._look(source, views, list(watchers.values()))
+            write_atomically(record, json.dumps({"frames": frames}).encode())
+        else:
+            frames = json.loads(record.read_bytes())["frames"]
+        self._write_sound(source, footage, folder, frames)
+        sound = Soundtrack(folder / "sound.wav")
+        other = Soundtrack(folder / "other.wav") if (folder / "other.wav").is_file() else None
+        signals: dict[str, np.ndarray] = {}
+        for step in self.recipe.chain:
+            path = self._signal_file(folder, step)
+            if not path.is_file():
+                seen = watchers[step.name].signals() if step.name in watchers else {}
+                _save(path, {**seen, **step.listen(sound, other)})
+            with np.load(path, allow_pickle=False) as stored:
+                signals.update({f"{step.name}/{name.replace('|', '/')}": stored[name] for name in stored.files})
+        return Recording(source, footage, frames, footage.width, footage.height, sound, other, signals)
+
+    def _signal_file(self, folder: Path, step: Step) -> Path:
+        return folder / f"{step.name}-{self.measured[step.name]}.npz"
+
+    def _look(self, source: Source, views: Sequence[View], watchers: Sequence[Watcher]) -> int:
+        frames = 0
+        for block in look(Path(source.address), views, start_s=source.start_s or 0.0, end_s=source.end_s):
+            for watcher in watchers:
+                watcher.see(block)
+            frames = block.first + block.count
+        return frames
+
+    def _write_sound(self, source: Source, footage: Footage, folder: Path, frames: int) -> None:
+        sound, other = folder / "sound.wav", folder / "other.wav"
+        if sound.is_file():
+            return
+        start = source.start_s or 0.0
+        if "other.wav" in source.sidecars:
+            write_sound(Path(source.sidecars["other.wav"]), other, frames=frames, start_s=start)
+        if "wav" in source.sidecars:
+            write_sound(Path(source.sidecars["wav"]), sound, frames=frames, start_s=start)
+        else:
+            second = None if self.recipe.tracks == "mix" or other.is_file() else other
+            write_sound(Path(source.address), sound, frames=frames, start_s=start, tracks=self.recipe.tracks, other=second, silence=True)
+
+    # --- clips ----------------------------------------------------------------------------------------------------------------------------------------
+
+    def _cut(self, recording: Recording) -> list[Span]:
+        spans = [Span(0, recording.frames)]
+        for step in self.recipe.chain:
+            spans = step.cut(recording, spans)
+        return sorted(spans, key=lambda span: (span.first, span.track))
+
+    def _judge(
+        self, recording: Recording, span: Span, content: Sequence[str], known: Mapping[str, Any]
+    ) -> tuple[ClipRecord, list[Finding]]:
+        key = clip_key(recording.source.id, span)
+        clip = Clip(recording, Plan(span))
+        scores: dict[str, Mapping[str, Any]] = {}
+        rules: dict[str, tuple[Rule, ...]] = {}
+        findings = []
+        for step in self.recipe.chain:
+            hash_ = json_hash([self.measured[step.name], clip.plan.to_json(), *content])
+            start = time.perf_counter()
+            if hash_ in known:
+                found = known[hash_]
+            else:
+                # what the ledger will give back next time, so that the first build judges the same values
+                found = json.loads(json.dumps(_finite(step.score(clip)), default=_plain))
+                findings.append(Finding(step.name, hash_, found, time.perf_counter() - start))
+            if found:
+                scores[step.name] = found
+                rules[step.name] = _kept_rules(step, found)
+                rejection = _rejection(step, rules[step.name])
+                if rejection is not None and not self.score_only:
+                    return ClipRecord(key, recording.source.id, clip.plan, scores, rules, rejection), findings
+            clip = Clip(recording, step.apply(replace(clip, scores=scores), found), scores)
+        return ClipRecord(key, recording.source.id, clip.plan, scores, rules), findings
+
+
+def clip_key(source: str, span: Span) -> str:
+    """A clip's key says where it comes from, so it does not change when other clips come or go."""
+    return f"{source}-{span.first:06d}" + (f"-p{span.track}" if span.track else "")
+
+
+def remove_stale(out: Path, folders: Sequence[str]) -> None:
+    """Remove signals and sound of recordings that are no longer part of the dataset."""
+    root, wanted = out / WORK_FOLDER / RECORDINGS_FOLDER, set(folders)
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.name not in wanted:
+            shutil.rmtree(folder)
+
+
+def stamp_of(source: Source) -> str:
+    """Size and time of change of a local file, so that one that has not changed is not hashed again; empty for a remote one."""
+    try:
+        status = os.stat(source.address)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _kept_rules(step: Step, scores: Mapping[str, Any]) -> tuple[Rule, ...]:
+    return tuple(rule for rule in step.judge(scores) if rule is not None)
+
+
+def _rejection(step: Step, rules: Sequence[Rule]) -> Rejection | None:
+    broken = next((rule for rule in rules if not rule.kept), None)
+    if broken is None:
+        return None
+    return Rejection(step.name, step.explain(broken), broken.score, broken.value, broken.relation, broken.bound)
+
+
+def _save(path: Path, signals: Mapping[str, np.ndarray]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **{name.replace("/", "|"): values for name, values in signals.items()})
+    os.replace(part, path)
+
+
+def _finite(value: Any) -> Any:
+    """Values with None where a number is not finite: JSON has no other word for it."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, (float, np.floating)) and not np.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as JSON's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a score must be plain, got {type(value).__name__}")
+
+
+# --- in the workers ---------------------------------------------------------------------------------------------------------------------------------
+
+_examiner: Examiner | None = None
+
+
+def start(recipe_file: Path, out: Path, score_only: bool, plugins: Sequence[str], trusted: Sequence[str]) -> None:
+    """Prepare a worker: it reads the recipe that the build wrote down."""
+    global _examiner
+    from flowact import registry
+
+    registry.trust(*trusted)
+    for file in plugins:
+        registry.load_plugin_file(file)
+    _examiner = Examiner(read_recipe(recipe_file)[0], out, score_only)
+
+
+def run(task: Task) -> Examined:
+    """Examine one recording in a worker that was started."""
+    assert _examiner is not None  # set by start
+    return _examiner.examine(task)

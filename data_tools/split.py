@@ -1,0 +1,171 @@
+"""`flowact-data split DATASET`: assign people to train and val, and write the shards anew; the columns move along.
+
+People who are in one recording belong together, so neither a person nor a recording is in two splits. By hash, the place of a group does not
+depend on who else is there: clips that are added later move nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.edit import Place, find_all
+from data_tools.rewrite import Rewriting, Taken, encode_again, finish_stopped_change, rewrite, sample_bytes
+from data_tools.workplace import locked
+from flowact.data.schema import read_dataset
+from flowact.data.shards import encode_json
+from flowact.errors import UserError, did_you_mean
+
+SPLITS = ("train", "val")
+_END = 1024  # two empty blocks end a tar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `flowact-data split`."""
+    parser.add_argument("dataset", type=Path, help="folder of a dataset")
+    parser.add_argument("--val-identities", metavar="A,B", help="people of the val split; who shares a recording with them comes along")
+    parser.add_argument("--val-fraction", type=float, default=0.05, help="share of people in val when chosen by hash (default: %(default)s)")
+    parser.add_argument("--shard-mb", type=float, default=256.0, help="a shard is never larger, in MiB (default: %(default)s)")
+    parser.add_argument("--shard-clips", type=int, default=None, help="clips of a shard at most")
+    parser.add_argument("--dry-run", action="store_true", help="only show who would be where")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Assign and write.
+
+    Raises:
+        UserError: an unknown name, an impossible number, nobody left to train on, or a group that also lies in a third split.
+    """
+    if not 0 <= args.val_fraction < 1:
+        raise UserError(f"--val-fraction {args.val_fraction}: a share of people, 0 up to (not including) 1")
+    if args.shard_mb <= 0 or (args.shard_clips is not None and args.shard_clips < 1):
+        raise UserError(f"--shard-mb {args.shard_mb}, --shard-clips {args.shard_clips}: a shard needs room for a clip; use positive numbers")
+    read_dataset(args.dataset)
+    names = sorted(filter(None, args.val_identities.split(","))) if args.val_identities is not None else None
+    request = {"verb": "split", "val_identities": names, "val_fraction": args.val_fraction if names is None else None}
+    request |= {"shard_mb": args.shard_mb, "shard_clips": args.shard_clips}
+    with locked(args.dataset):
+        if not args.dry_run:
+            finish_stopped_change(args.dataset)  # the plan below is empty when it was this one
+        places = find_all(args.dataset)
+        metadata = {place.key: place.metadata() for place in places}
+        split_of = assign(metadata.values(), names, args.val_fraction)
+        moves = [place for place in places if place.shard.path.parent.name != split_of[metadata[place.key]["identity"]]]
+        _check_other_splits(places, metadata, split_of)
+        again: list[str] = []
+        if moves and not args.dry_run:
+            shards = _layout(places, metadata, split_of, round(args.shard_mb * 2**20), args.shard_clips)
+            removed = {place.name for place in places} - set(shards)
+            again = rewrite(args.dataset, Rewriting(request, shards, tuple(sorted(removed))))
+    _report(args, split_of, Counter(split_of[entry["identity"]] for entry in metadata.values()), len(moves), again)
+    return 0
+
+
+def assign(clips: Iterable[Mapping[str, Any]], val_identities: Sequence[str] | None, val_fraction: float) -> dict[str, str]:
+    """identity -> 'train' or 'val', the same for all people who share recordings.
+
+    Args:
+        clips: metadata of every clip.
+        val_identities: people of val, or None to choose by hash.
+        val_fraction: share of groups in val when chosen by hash.
+
+    Raises:
+        UserError: an unknown name, or nobody left to train on.
+    """
+    groups = groups_of(clips)
+    identities = sorted(groups)
+    if val_identities is not None:
+        unknown = [name for name in val_identities if name not in groups]
+        if unknown:
+            raise UserError(f"--val-identities: nobody is called {unknown[0]!r}.{did_you_mean(unknown[0], identities)}")
+        chosen = {groups[name] for name in val_identities}
+    else:
+        place = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in set(groups.values())}
+        chosen = {name for name in place if place[name] < val_fraction}
+        if val_fraction > 0 and not chosen and len(place) > 1:
+            chosen = {min(place, key=lambda name: place[name])}
+    if chosen == set(groups.values()):
+        raise UserError(f"all {len(identities)} people would be in val, nobody is left to train on; name fewer, or lower --val-fraction")
+    return {identity: "val" if groups[identity] in chosen else "train" for identity in identities}
+
+
+def recording_of(metadata: Mapping[str, Any]) -> str | None:
+    """What tells a clip's recording from others: hash of its bytes, else its path; None where neither is stated.
+
+    A bare file name tells nothing: people have folders of their own with a take1.mp4 in each.
+    """
+    source = metadata.get("source") or {}
+    uri = source.get("uri") or ""
+    return source.get("sha256") or (uri if "/" in uri else None)
+
+
+def groups_of(clips: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """identity -> name of its group, which is its first identity: people are grouped when a chain of shared recordings connects them."""
+    parent: dict[str, str] = {}
+    seen: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for metadata in clips:
+        identity, recording = metadata["identity"], recording_of(metadata)
+        parent.setdefault(identity, identity)
+        if recording is not None:
+            first, second = sorted((root(identity), root(seen.setdefault(recording, identity))))
+            parent[second] = first
+    return {identity: root(identity) for identity in parent}
+
+
+def _layout(
+    places: Sequence[Place], metadata: Mapping[str, dict[str, Any]], split_of: Mapping[str, str], max_bytes: int, max_clips: int | None
+) -> dict[str, list[Taken]]:
+    """Clips of train and val in shards: in the order of the hash of their keys, as full as a shard may be."""
+    shards: dict[str, list[Taken]] = {}
+    number, size = dict.fromkeys(SPLITS, -1), dict.fromkeys(SPLITS, 0)
+    for place in sorted(places, key=lambda place: hashlib.sha256(place.key.encode()).digest()):
+        entry = metadata[place.key]
+        old, split = place.shard.path.parent.name, split_of[entry["identity"]]
+        if old not in SPLITS:
+            continue
+        changes = {"json": encode_json({**entry, "split": split})} if entry.get("split", old) != split else {}
+        taken = Taken(place.shard.path, place.number, place.key, changes)
+        room = sample_bytes(place.shard, taken)
+        full = number[split] < 0 or size[split] + room + _END > max_bytes or len(shards[f"{split}/{number[split]:06d}"]) == max_clips
+        if full:
+            number[split], size[split] = number[split] + 1, 0
+        shards.setdefault(f"{split}/{number[split]:06d}", []).append(taken)
+        size[split] += room
+    return shards
+
+
+def _check_other_splits(places: Sequence[Place], metadata: Mapping[str, dict[str, Any]], split_of: Mapping[str, str]) -> None:
+    """Clips of a third split (test) stay where they are, so their people must be in no other."""
+    groups = groups_of(metadata.values())
+    where: dict[str, set[str]] = {}
+    for place in places:
+        where.setdefault(groups[metadata[place.key]["identity"]], set()).add(place.shard.path.parent.name)
+    for group, splits in sorted(where.items()):
+        if splits - set(SPLITS) and splits & set(SPLITS):
+            names = " and ".join(sorted(splits))
+            raise UserError(f"{group!r} and who shares recordings are in {names}; only train and val are assigned: delete some clips first")
+
+
+def _report(args: argparse.Namespace, split_of: Mapping[str, str], clips: Mapping[str, int], moved: int, again: Sequence[str]) -> None:
+    if args.json:
+        print(json.dumps({"split_of": split_of, "clips": dict(sorted(clips.items())), "moved": moved, "encode_again": list(again)}))
+        return
+    for split in SPLITS:
+        people = sorted(name for name, chosen in split_of.items() if chosen == split)
+        print(f"{split}: {clips.get(split, 0)} clips of {len(people)} people: {', '.join(people[:8])}{' ...' if len(people) > 8 else ''}")
+    print(f"{moved} clips {'would move' if args.dry_run else 'moved'}" if moved else "nothing to move: the split is already so")
+    for column in again:
+        print(encode_again(column, args.dataset))
