@@ -88,10 +88,9 @@ def picture_stream(container: Any, path: Path) -> Any:
     context = stream.codec_context
     if context is None:
         raise FootageError(f"{path}: there is no decoder for its picture; convert it, e.g. to mp4 with h264", "undecodable")
-    if context.width * context.height > MAX_PIXELS:
-        raise FootageError(
-            f"{path} claims {context.width} x {context.height} pixels, at most {MAX_PIXELS} are read; scale it down, or it is damaged", "too-large"
-        )
+    if not 0 < context.width * context.height <= MAX_PIXELS:
+        claim = f"{context.width} x {context.height}" if context.width else "no or too many"  # FFmpeg hides a size beyond `max_pixels`
+        raise FootageError(f"{path} claims {claim} pixels, 1 to {MAX_PIXELS} are read; scale it down, or it is damaged", "too-large")
     context.options = {**context.options, "max_pixels": str(MAX_PIXELS)}
     return stream
 

@@ -78,10 +78,11 @@ class Pictures:
 
     @property
     def claimed_frames(self) -> int:
-        """By the container; 0 when it does not say. What an edit list leaves out is not claimed."""
-        if "mov" in self.container.format.name and len(self.stream.index_entries):
-            return min(len(self.stream.index_entries), self.stream.frames or len(self.stream.index_entries))
-        return self.stream.frames
+        """By the container; 0 when it does not say. Pictures that an edit list leaves out, as it cuts between key pictures, are not claimed."""
+        if "mov" not in self.container.format.name or not len(self.stream.index_entries):
+            return self.stream.frames
+        listed = sum(not entry.is_discard for entry in self.stream.index_entries)
+        return min(listed, self.stream.frames or listed)
 
     def shown(self, seconds: float = 0.0) -> Iterator[Shown]:
         """Every picture that is shown at `seconds` after the first one or later, in order, once.
@@ -145,7 +146,7 @@ class Pictures:
                     self.last_seconds = max(self.last_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is not self.stream:
                     continue
-                self.packets += packet.size > 0
+                self.packets += packet.size > 0 and not packet.is_discard
                 for frame in packet.decode():
                     decoded += 1
                     yield frame
@@ -208,8 +209,8 @@ class Pictures:
         if self.stream.duration:
             claimed_seconds, seen = float(self.stream.duration * self.stream.time_base), end
         elif self.container.duration and SEEKABLE & set(self.container.format.name.split(",")):  # others only estimate
-            begins = (self.container.start_time or 0) / 1e6
-            claimed_seconds, seen = self.container.duration / 1e6, max(self.last_seconds - begins, end)
+            # Matroska counts from its clock's zero, also where the first picture is later
+            claimed_seconds, seen = self.container.duration / 1e6, max(self.last_seconds, end)
         else:
             return
         if seen < claimed_seconds * (1 - SHORTFALL) - max(0.5, 2 / self.native):

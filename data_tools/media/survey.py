@@ -106,21 +106,26 @@ def survey(path: Path, *, count: bool = True) -> Footage:
                 if audio:
                     values["audio_offset_seconds"] = round(start_of(audio[0]) - pictures.origin, 4)
                 if count:
-                    values |= _count(pictures, problems)
+                    counted, stopped = _count(pictures)
+                    values |= counted
+                    if stopped is not None:
+                        raise stopped
         except FootageError as error:
             code = error.code
             problems.append(str(error))
     return Footage(**values, problems=tuple(problems), code=code)
 
 
-def _count(pictures: Pictures, problems: list[str]) -> dict[str, Any]:
+def _count(pictures: Pictures) -> tuple[dict[str, Any], FootageError | None]:
+    """What decoding every picture shows, and what stopped it."""
     starts: list[float] = []
+    stopped = None
     try:
         starts.extend(shown.start for shown in pictures.shown())
     except FootageError as error:
-        problems.append(str(error))
+        stopped = error
     steps = np.diff(starts) if len(starts) > 1 else np.zeros(1)
-    return {"decoded_frames": pictures.decoded, "variable_rate": bool(np.ptp(steps) > 0.5 * np.median(steps))}
+    return {"decoded_frames": pictures.decoded, "variable_rate": bool(np.ptp(steps) > 0.5 * np.median(steps))}, stopped
 
 
 def _has_alpha(pixel_format: str | None) -> bool:
