@@ -153,7 +153,7 @@ def _plain(word: str, text: str) -> Plain:
     if _NUMBER.match(word):
         return float(word)
     if re.search(r"[<>=!'\"()\[\]]|\b(and|or)\b|&&|\|\|", word):
-        raise UserError(f"where: {text!r} holds more than one comparison; write each as its own entry of the list, and quote text with such characters")
+        raise UserError(f"where: {text!r} holds more than one comparison; write each as its own entry, and quote text with such characters")
     return word
 
 

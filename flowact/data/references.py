@@ -1,4 +1,7 @@
-"""Which reference picture goes with a window. The paper says that there is one, held fixed (FlowAct-R1, Figure 2), and not where training takes it from."""
+"""Which reference picture goes with a window.
+
+The paper says that there is one, held fixed (FlowAct-R1, Figure 2), and not where training takes it from.
+"""
 
 from __future__ import annotations
 

@@ -64,6 +64,10 @@ class Split:
         """'train/000003/KEY': how a clip is named in messages and in `exclude`."""
         return f"{self.name}/{self.shards[clip.shard].path.stem}/{clip.key}"
 
+    def listed(self, clips: Sequence[ClipRef]) -> str:
+        """The first few of these clips, as they are written into `exclude`."""
+        return ", ".join(f"'{self.where(clip)}'" for clip in clips[:5]) + (", ..." if len(clips) > 5 else "")
+
     def read(self, clip: ClipRef, suffix: str) -> bytes:
         """Checked bytes of a member."""
         return self.shards[clip.shard].read(clip.sample, suffix)
