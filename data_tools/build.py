@@ -26,6 +26,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="take only the first N recordings, to have a look first")
     parser.add_argument("--dry-run", action="store_true", help="look, score and judge, but make nothing")
     parser.add_argument("--score-only", action="store_true", help="score everything, reject nothing but what can not be read")
+    parser.add_argument("--drop-missing", action="store_true", help="take out clips of recordings that the input no longer holds")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> Options:
     """The run options of a command line."""
-    return Options(args.jobs, args.limit, args.dry_run, args.score_only, tuple(args.plugin), tuple(args.trust))
+    return Options(args.jobs, args.limit, args.dry_run, args.score_only, args.drop_missing, tuple(args.plugin), tuple(args.trust))
 
 
 def show(recipe: BuildRecipe, outcome: Outcome, args: argparse.Namespace) -> None:
@@ -52,6 +53,8 @@ def show(recipe: BuildRecipe, outcome: Outcome, args: argparse.Namespace) -> Non
         return
     rows = [(step, reached, out or "") for step, reached, out in funnel(recipe, outcome.clips) if reached]
     show_table("clips", ("step", "reached it", "out"), [*rows, ("kept", len(outcome.kept), "")])
+    for key in outcome.lost_edits:
+        print(f"made anew, its labels by hand are lost: {key}")
     for entry in outcome.skipped[:10]:
         print(f"no recording: {entry.address}: {entry.reason}")
     for clip in rejected[:10]:

@@ -19,7 +19,7 @@ import numpy as np
 from data_tools.manifest import open_indexed
 from data_tools.rewrite import Rewriting, Taken, encode_again, finish_stopped_change, rewrite
 from data_tools.workplace import locked
-from flowact.data.schema import DatasetInfo, check_metadata, read_dataset
+from flowact.data.schema import DatasetInfo, check_metadata, from_entries, read_dataset, to_entries
 from flowact.data.shards import ShardReader, decode, encode_array, encode_json, split_folders
 from flowact.errors import UserError, did_you_mean
 
@@ -187,22 +187,23 @@ def _relabel(args: argparse.Namespace, places: Sequence[Place], info: DatasetInf
     place = _find(places, args.key)
     metadata = place.metadata()
     first, end = _frames(args.frames, metadata["frames"])
-    captions = relabelled(metadata["captions"], first, end, args.state, args.caption)
+    before = from_entries("captions", metadata)
+    captions = relabelled(before, first, end, args.state, args.caption)
     states_T = decode("states.npy", place.shard.read(place.number, "states.npy"), place.key).copy()
     if args.state is not None:
         states_T[first:end] = info.states.index(args.state)
     texts = [entry[3] for entry in captions]
     if "states" in metadata:
-        metadata["states"] = segments(states_T, info.states)
+        metadata["states"] = to_entries("states", segments(states_T, info.states))
     changes = {
-        "json": encode_json({**metadata, "captions": captions}),
+        "json": encode_json({**metadata, "captions": to_entries("captions", captions)}),
         "states.npy": encode_array(states_T),
         "txt": " ".join(dict.fromkeys(texts)).encode(),
     }
     if encode_json(place.metadata()) == changes["json"] and place.shard.read(place.number, "states.npy") == changes["states.npy"]:
         raise UserError(f"clip {args.key} says so already; nothing to change")
     shards = replaced(places, lambda other: changes if other.key == args.key else {}, {place.name})
-    spoken = frozenset([args.key]) if texts != [entry[3] for entry in metadata["captions"]] else frozenset()
+    spoken = frozenset([args.key]) if texts != [entry[3] for entry in before] else frozenset()
     return Rewriting(request, shards, stale={"text": spoken}), 1
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowact.data.schema import check_metadata, parse_captions, read_dataset, write_atomically
+from flowact.data.schema import check_metadata, from_entries, parse_captions, read_dataset, write_atomically
 from flowact.data.shards import ShardReader, decode, split_folders
 from flowact.errors import UserError
 
@@ -284,8 +284,8 @@ def _row(clip: Clip, fps: int, states: Sequence[str]) -> dict[str, Any]:
         "height": metadata.get("height"),
         "license": clip.source("license"),
         "consent": clip.source("consent"),
-        "caption": " ".join(dict.fromkeys(entry[3] for entry in metadata["captions"])),
-        "speech_seconds": round(sum(end - start for start, end, *_ in metadata["speech"]), 6) if "speech" in metadata else None,
+        "caption": " ".join(dict.fromkeys(entry[3] for entry in from_entries("captions", metadata))),
+        "speech_seconds": round(sum(end - start for start, end, _ in from_entries("speech", metadata)), 6) if "speech" in metadata else None,
         "sync_offset_frames": sync.get("offset_frames"),
         "sync_confidence": sync.get("confidence"),
         "bytes": clip.num_bytes,

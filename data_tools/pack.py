@@ -33,6 +33,7 @@ from flowact.data.schema import (
     check_metadata,
     parse_captions,
     read_dataset,
+    to_entries,
     write_atomically,
     write_dataset,
     wrong_optional_member,
@@ -216,7 +217,7 @@ class PlainVideo(Unit):
             "width": width,
             "height": height,
             "audio": {"sample_rate": SAMPLE_RATE},
-            "captions": captions,
+            "captions": to_entries("captions", captions),
             "character": None,
         }
         parsed = parse_captions(metadata, key)

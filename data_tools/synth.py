@@ -28,6 +28,7 @@ from flowact.characters.base import Character, Identity
 from flowact.characters.behaviour import IDLE, TrackSegment, lay_out, sample_segments, state_runs
 from flowact.characters.speech import SpeechPiece, Split, load_speech, of_split
 from flowact.data.media import encode_sound
+from flowact.data.schema import to_entries
 from flowact.errors import UserError
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
 
@@ -179,10 +180,10 @@ class ClipMaker:
             "width": size,
             "height": size,
             "audio": {"sample_rate": SAMPLE_RATE},
-            "captions": captions,
+            "captions": to_entries("captions", captions),
             "character": settings.character,
             "appearance": identity,
-            "speech": [segment.speech.name for segment in segments if segment.speech is not None],
+            "recordings": [segment.speech.name for segment in segments if segment.speech is not None],
         }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowact.data import decode_sound, encode_sound, open_split, parse_captions
-from flowact.data.schema import check_metadata
+from flowact.data.schema import check_metadata, from_entries
 from flowact.data.shards import ClipRef, Split
 from flowact.errors import UserError, did_you_mean
 from flowact.planning.base import TimedPrompt
@@ -34,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     (args.out / "speech.wav").write_bytes(encode_sound(sound))
     (args.out / "reference.png").write_bytes(split.decode(clip, "ref.png"))
     (args.out / "clip.mp4").write_bytes(split.decode(clip, "mp4"))
-    save_prompts(args.out / "prompts.yaml", prompts(split.decode(clip, "json")["captions"]))
+    save_prompts(args.out / "prompts.yaml", prompts(from_entries("captions", split.decode(clip, "json"))))
     print(f"{args.out}: {clip.key}, {len(sound) / 16_000:.2f} s, {len(captions.texts)} prompts")
     return 0
 
 
-def prompts(captions: list[tuple[int, int, str, str]]) -> list[TimedPrompt]:
+def prompts(captions: Sequence[tuple[Any, ...]]) -> list[TimedPrompt]:
     """Captions [first frame, end, state, text] as timed prompts of the stream."""
     moved: dict[float, TimedPrompt] = {}
     for first, end, state, text in captions:

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.building import examine, making
+from data_tools.building.edits import DELETED, read_edits
 from data_tools.building.examine import READING, Examined, Task, remove_stale, stamp_of
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Ledger
 from data_tools.building.making import Item, Made, Maker
 from data_tools.building.packing import Layout, Packer, Wanted, in_order
 from data_tools.building.recipe import BuildRecipe, dump_recipe
 from data_tools.building.splits import SPLITS, assign_people, join
+from data_tools.card import CARD_FILE, is_ours, write_card
 from data_tools.inputs import Skipped, Source, find_sources
+from data_tools.manifest import REJECTED_FILE, import_pyarrow, write_manifest, write_rejected, write_shard_lists, write_stats
+from data_tools.rewrite import finish_stopped_change
 from data_tools.steps.base import Rejection, json_hash
 from data_tools.workplace import Failed, check_room, locked, progress, work
-from flowact.data.schema import DATASET_FILE, DatasetInfo, read_dataset, write_atomically, write_dataset
+from flowact.data.schema import COLUMNS_FOLDER, DATASET_FILE, DatasetInfo, read_dataset, write_atomically, write_dataset
 from flowact.data.shards import ShardReader
 from flowact.errors import UserError
 
@@ -38,6 +42,7 @@ class Options:
         limit: recordings at most, the first ones; None for all.
         dry_run: examine and count, but make nothing.
         score_only: judge, but reject nothing.
+        drop_missing: take out clips of recordings that the input no longer holds; otherwise they are an error.
         plugins: files with further components.
         trusted: dotted prefixes that class paths may have.
     """
@@ -46,6 +51,7 @@ class Options:
     limit: int | None = None
     dry_run: bool = False
     score_only: bool = False
+    drop_missing: bool = False
     plugins: tuple[str, ...] = ()
     trusted: tuple[str, ...] = ()
 
@@ -61,6 +67,7 @@ class Outcome:
         missing: clips that a dry run would have made.
         measured: recordings that were looked at anew.
         made: clips that were made anew.
+        lost_edits: clips that were relabelled by hand and had to be made anew.
     """
 
     clips: tuple[ClipRecord, ...]
@@ -69,6 +76,7 @@ class Outcome:
     missing: int = 0
     measured: int = 0
     made: int = 0
+    lost_edits: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[ClipRecord]:
@@ -81,9 +89,11 @@ def build(recipe: BuildRecipe, config: Mapping[str, Any], out: Path, options: Op
     Raises:
         UserError: a step lacks what it needs, no recordings, nothing kept (with the funnel), too little room, another build in the folder.
     """
+    import_pyarrow()
     for step in recipe.chain:
         step.check()
     with locked(out):
+        finish_stopped_change(out)
         sources, skipped = find_all(recipe, options.limit)
         ledger = Ledger(out, code=version("flowact"))
         try:
@@ -132,9 +142,11 @@ class _Build:
         self.ledger = ledger
         self.sources = sources
         self.skipped = skipped
+        self.edits = read_edits(out)
         self.recipe_file = out / WORK_FOLDER / RECIPE_FILE
 
     def run(self) -> Outcome:
+        self._check_missing()
         write_atomically(self.recipe_file, dump_recipe(self.config))
         batches = self._batches()
         examined, measured = self._examine(batches)
@@ -150,13 +162,28 @@ class _Build:
         if self.options.dry_run:
             self.ledger.replace_clips(clips)
             return Outcome(tuple(clips), self.skipped, missing=missing, measured=measured)
+        lost = tuple(clip.key for split, found in wanted.items() for clip in packer.missing(split, found) if clip.key in self.edits.touched)
         self._forget_layout(packer)
         clips = self._pack(packer, wanted, clips)
         splits = self._write_dataset(clips)
+        write_records(self.out, clips)
         self._finish(clips, examined, packer)
-        return Outcome(tuple(clips), self.skipped, splits, missing, measured, missing)
+        return Outcome(tuple(clips), self.skipped, splits, missing, measured, missing, lost)
 
-    # --- recordings -----------------------------------------------------------------------------------------------------------------------------------
+    def _check_missing(self) -> None:
+        """A folder that is not mounted must not empty a dataset."""
+        if self.options.limit is not None or self.options.drop_missing:
+            return
+        here = {source.id for source in self.sources}
+        gone = sorted({clip.source for clip in self.ledger.clips() if clip.shard and clip.source not in here})
+        if gone:
+            some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+            raise UserError(
+                f"{len(gone)} recordings of {self.out} are no longer in {', '.join(self.recipe.inputs)}: {some}; bring them back,"
+                " or take their clips out with --drop-missing"
+            )
+
+    # --- recordings ---------------------------------------------------------------------------------------------------------------------------------
 
     def _batches(self) -> dict[str, int]:
         """Recordings that come after a finished build form the next batch."""
@@ -177,17 +204,18 @@ class _Build:
             examine.run, tasks, self.options.jobs, examine.start, arguments, timeout=TIMEOUT_SECONDS, keep_going=True
         )
         examined, measured = [], 0
-        for task, result in zip(tasks, progress(results, len(tasks), "examine", "recordings")):
+        for result, task in zip(progress(results, len(tasks), "examine", "recordings"), tasks):
             entry = _failed(task.source, result) if isinstance(result, Failed) else result
             facts = {"frames": entry.frames, "folder": entry.folder, **entry.facts}
             stamp = stamps[task.source.id]
             self.ledger.add_source(task.source, stamp, entry.sha256, batches[task.source.id], facts, entry.seconds, entry.findings)
             measured += bool(entry.findings)
             examined.append(entry)
-        self.ledger.keep_sources(source.id for source in self.sources)
+        if self.options.limit is None:
+            self.ledger.keep_sources(source.id for source in self.sources)
         return examined, measured
 
-    # --- clips ----------------------------------------------------------------------------------------------------------------------------------------
+    # --- clips --------------------------------------------------------------------------------------------------------------------------------------
 
     def _compare(self, clips: Sequence[ClipRecord]) -> list[ClipRecord]:
         """Let steps reject clips because of others, in the order of the recipe."""
@@ -197,7 +225,7 @@ class _Build:
             for key, rejection in step.compare(scores).items():
                 if not self.options.score_only:
                     found[key] = replace(found[key], rejection=rejection)
-        return list(found.values())
+        return [replace(clip, rejection=clip.rejection or self.edits.reject(clip)) for clip in found.values()]
 
     def _items(self, examined: Sequence[Examined], clips: Sequence[ClipRecord]) -> tuple[list[Item], list[ClipRecord]]:
         """Kept clips with their splits, and all clips with what was decided."""
@@ -239,7 +267,7 @@ class _Build:
         wrong = [f"{name}: {split!r}" for name, split in own.items() if split not in SPLITS]
         if wrong:
             raise UserError(f"a recording's split is {' or '.join(map(repr, SPLITS))}, not {wrong[0]}")
-        return assign_people(groups, output.val_fraction, output.val_identities, own, self.ledger.people())
+        return assign_people(groups, output.val_fraction, output.val_identities, own, {**self.ledger.people(), **(self.edits.split_of or {})})
 
     def _wanted(self, item: Item, batches: Mapping[str, int]) -> Wanted:
         return Wanted(item, item.record.made, batches[item.source.id])
@@ -255,7 +283,7 @@ class _Build:
                 return str(resolved.relative_to(Path(root).resolve()))
         return source.address
 
-    # --- shards ---------------------------------------------------------------------------------------------------------------------------------------
+    # --- shards -------------------------------------------------------------------------------------------------------------------------------------
 
     def _make(self, items: Sequence[Item]) -> Iterator[Made]:
         arguments = (self.recipe_file, self.out, self.options.plugins, self.options.trusted)
@@ -306,8 +334,14 @@ class _Build:
         old = read_dataset(self.out) if (self.out / DATASET_FILE).is_file() else DatasetInfo("")
         where = {clip.key: clip.shard for clip in clips if clip.shard}
         exclude = [f"{where[key]}/{key}" for key in (entry.rpartition("/")[2] for entry in old.exclude) if key in where]
-        write_dataset(self.out, DatasetInfo(self.recipe.name, splits=splits, columns=old.columns, exclude=tuple(exclude)))
+        write_dataset(self.out, DatasetInfo(self.recipe.name, splits=splits, columns=self._whole_columns(old), exclude=tuple(exclude)))
         return splits
+
+    def _whole_columns(self, info: DatasetInfo) -> tuple[str, ...]:
+        """Columns that have a shard for every shard; the others are listed again when `encode` has finished them."""
+        shards = [f"{split}/{path.stem}" for split in SPLITS for path in (self.out / split).glob("*.tar")]
+        folder = self.out / COLUMNS_FOLDER
+        return tuple(name for name in info.columns if all((folder / name / f"{shard}.json").is_file() for shard in shards))
 
     def _finish(self, clips: Sequence[ClipRecord], examined: Sequence[Examined], packer: Packer) -> None:
         self.ledger.replace_clips(clips)
@@ -320,6 +354,30 @@ class _Build:
         shutil.rmtree(self.out / WORK_FOLDER / "remote", ignore_errors=True)
 
 
+def write_records(out: Path, clips: Sequence[ClipRecord]) -> None:
+    """Manifest, rejections, numbers, shard lists and card."""
+    rejected = [
+        {
+            "key": clip.key,
+            "source": clip.source,
+            "step": clip.rejection.step,
+            "score": clip.rejection.score,
+            "value": clip.rejection.value,
+            "rule": clip.rejection.relation,
+            "threshold": clip.rejection.bound,
+            "reason": clip.rejection.reason,
+        }
+        for clip in clips
+        if clip.rejection is not None
+    ]
+    write_rejected(out / REJECTED_FILE, rejected)
+    write_manifest(out)
+    write_stats(out)
+    write_shard_lists(out)
+    if is_ours(out / CARD_FILE) or not (out / CARD_FILE).exists():
+        write_card(out)
+
+
 def clip_identity(clip: ClipRecord, sources: Iterable[Source]) -> str:
     """Who a clip shows."""
     if clip.plan is not None and clip.plan.identity:
@@ -329,7 +387,7 @@ def clip_identity(clip: ClipRecord, sources: Iterable[Source]) -> str:
 
 def funnel(recipe: BuildRecipe, clips: Sequence[ClipRecord]) -> list[tuple[str, int, int]]:
     """(step, clips that reached it, clips that it rejected), in order; reading first, making last."""
-    names = [READING, *(step.name for step in recipe.chain), MAKING]
+    names = [READING, *(step.name for step in recipe.chain), DELETED, MAKING]
     left, rows = len(clips), []
     for name in names:
         out = sum(clip.rejection is not None and clip.rejection.step == name for clip in clips)

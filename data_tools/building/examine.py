@@ -1,7 +1,7 @@
 """One recording down the steps: looked at once, listened to, cut, scored and judged. Runs in a worker; all that it needs comes with the task.
 
-What it measures lies in `work/recordings/HASH/`, a file for each step, under a hash of the file's bytes and of the step's arguments: measured again is
-only what changed. Scores come back to the build, which keeps them in the ledger.
+What it measures lies in `work/recordings/HASH/`, a file for each step, under a hash of the file's bytes and of the step's arguments: only what
+changed is measured again. Scores come back to the build, which keeps them in the ledger.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ class Examiner:
                         findings += found
         except MediaError as error:
             code = getattr(error, "code", "unreadable")
-            clips = [ClipRecord(source.id, source.id, None, rejection=Rejection(READING, str(error), "readable", code, "is", "readable"))]
+            clips = [_whole_recording(source, Rejection(READING, str(error), "readable", code, "is", "readable"))]
         if not clips:
-            clips = [ClipRecord(source.id, source.id, None, rejection=Rejection(READING, "no span of it is left after cutting", "spans", 0, "at least", 1))]
+            clips = [_whole_recording(source, Rejection(READING, "no span of it is left after cutting", "spans", 0, "at least", 1))]
         return Examined(source, sha256, folder, frames, facts, tuple(clips), tuple(findings), time.perf_counter() - start)
 
-    # --- before decoding ------------------------------------------------------------------------------------------------------------------------------
+    # --- before decoding ----------------------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, source: Source, footage: Footage) -> ClipRecord | None:
         scores: dict[str, Mapping[str, Any]] = {}
@@ -139,7 +139,7 @@ class Examiner:
         media = {suffix: sidecars[suffix] for suffix in MEDIA_SIDECARS if suffix in sidecars}
         return json_hash([sha256, source.start_s, source.end_s, self.recipe.tracks, media])
 
-    # --- looking and listening ------------------------------------------------------------------------------------------------------------------------
+    # --- looking and listening ----------------------------------------------------------------------------------------------------------------------
 
     def _record(self, source: Source, footage: Footage, folder: Path) -> Recording:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ class Examiner:
             second = None if self.recipe.tracks == "mix" or other.is_file() else other
             write_sound(Path(source.address), sound, frames=frames, start_s=start, tracks=self.recipe.tracks, other=second, silence=True)
 
-    # --- clips ----------------------------------------------------------------------------------------------------------------------------------------
+    # --- clips --------------------------------------------------------------------------------------------------------------------------------------
 
     def _cut(self, recording: Recording) -> list[Span]:
         spans = [Span(0, recording.frames)]
@@ -225,6 +225,10 @@ class Examiner:
                     return ClipRecord(key, recording.source.id, clip.plan, scores, rules, rejection), findings
             clip = Clip(recording, step.apply(replace(clip, scores=scores), found), scores)
         return ClipRecord(key, recording.source.id, clip.plan, scores, rules), findings
+
+
+def _whole_recording(source: Source, rejection: Rejection) -> ClipRecord:
+    return ClipRecord(source.id, source.id, None, rejection=rejection)
 
 
 def clip_key(source: str, span: Span) -> str:

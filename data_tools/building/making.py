@@ -18,7 +18,7 @@ from data_tools.footage import encode_clip, read_clip, to_png
 from data_tools.inputs import Source, fetch
 from data_tools.steps.base import Box, Plan, Soundtrack, json_hash
 from flowact.data.media import MediaError, encode_sound
-from flowact.data.schema import BOX_SHAPE
+from flowact.data.schema import BOX_SHAPE, to_entries
 from flowact.data.shards import encode_array, encode_json
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, STATES
 
@@ -113,7 +113,7 @@ class Maker:
         runs = plan.states or ((0, count, DEFAULT_STATE),)
         captions = plan.captions or tuple((a, b, state, item.source.caption or "") for a, b, state in runs)
         return {
-            "json": encode_json(self._metadata(item, crop, size, runs, captions)),
+            "json": encode_json(without_nothing(self._metadata(item, crop, size, runs, captions))),
             "mp4": mp4,
             "wav": encode_sound(samples, SAMPLE_RATE),
             "ref.png": to_png(kept[0].to_ndarray(format="rgb24")),
@@ -164,12 +164,27 @@ class Maker:
             "sync": {"offset_frames": sync["offset_frames"], "confidence": sync.get("confidence"), "shift": plan.shift, "method": sync.get("method")}
             if sync.get("offset_frames") is not None
             else None,
-            "speech": [list(run) for run in plan.speech],
-            "states": [list(run) for run in runs],
-            "captions": [list(run) for run in captions],
-            "scores": item.record.scores,
+            "speech": to_entries("speech", plan.speech),
+            "states": to_entries("states", runs),
+            "captions": to_entries("captions", captions),
+            "scores": {step: {name: _as_float(value) for name, value in found.items()} for step, found in item.record.scores.items()},
             "tool": {"name": "flowact-data build", "version": version("flowact"), "plan": self.hash(item)},
         }
+
+
+def without_nothing(value: Any) -> Any:
+    """Plain values without entries that hold None, an empty list or an empty mapping: table readers infer types from the first clips they see."""
+    if isinstance(value, Mapping):
+        found = {name: without_nothing(entry) for name, entry in value.items()}
+        return {name: entry for name, entry in found.items() if entry is not None and entry != [] and entry != {}}
+    return [without_nothing(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _as_float(value: Any) -> Any:
+    """Numbers as floats, so that a score has one type in all clips."""
+    if isinstance(value, list):
+        return [_as_float(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def fit_crop(crop: Box, size: tuple[int, int] | None) -> Box:

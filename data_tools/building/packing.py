@@ -18,7 +18,7 @@ from pathlib import Path
 from data_tools.building.ledger import WORK_FOLDER
 from data_tools.building.making import Item, Made
 from data_tools.workplace import remove_unfinished
-from flowact.data.schema import write_atomically
+from flowact.data.schema import COLUMNS_FOLDER, write_atomically
 from flowact.data.shards import ShardError, ShardReader, ShardWriter, decode, encode_json
 
 PREVIOUS_FOLDER = "previous"
@@ -137,7 +137,7 @@ class Packer:
         """All splits are packed: drop what was set aside."""
         shutil.rmtree(self._previous, ignore_errors=True)
 
-    # --- shards on disk -------------------------------------------------------------------------------------------------------------------------------
+    # --- shards on disk -----------------------------------------------------------------------------------------------------------------------------
 
     def _finished(self, folder: Path, clips: Sequence[Wanted]) -> tuple[int, int]:
         """Shards at the beginning that hold exactly the clips wanted there, and how many clips these are."""
@@ -172,6 +172,9 @@ class Packer:
         target = self._previous / folder.name
         for path in sorted(folder.glob("*.tar"), reverse=True):
             if int(path.stem) >= first:
+                for column in self.out.glob(f"{COLUMNS_FOLDER}/*/{folder.name}/{path.stem}.json"):
+                    column.unlink()  # its features are of other clips from now on
+                    column.with_suffix(".tar").unlink(missing_ok=True)
                 index = path.with_suffix(".json").read_bytes()
                 target.mkdir(parents=True, exist_ok=True)
                 name = f"{path.stem}-{hashlib.sha256(index).hexdigest()[:12]}"

@@ -269,7 +269,7 @@ class Watcher(ABC):
         """Name -> one value a frame (first axis T), after the last block. Names without the step's: the build adds it."""
 
 
-class Step(ABC):
+class Step(ABC):  # noqa: B024  # every hook may be left as it is
     """One thing that a build looks at; registered as a component of kind `steps`. Every hook may be left as it is.
 
     Attributes:

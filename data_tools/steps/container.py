@@ -57,6 +57,6 @@ class Container(Step):
 
     def explain(self, rule: Rule) -> str:
         if rule.score == "sound":
-            return "the file has no soundtrack and there is no .wav beside it; without sound no lips can be learnt (Container.sound: false gives silence)"
+            return "the file has no soundtrack and there is no .wav beside it; no lips can be learnt from it (Container.sound: false gives silence)"
         what = {"fps": "frames a second", "height": "pixels on the shorter side", "seconds": "seconds long"}[rule.score]
         return f"{rule.value:g} {what}, must be {rule.relation} {rule.bound:g}"

@@ -42,7 +42,8 @@ class Length(Step):
                 continue
             parts = -(-span.frames // longest)
             each = self._whole(span.frames // parts) if parts > 1 else self._whole(span.frames)
-            cut += [Span(span.first + part * (span.frames // parts), span.first + part * (span.frames // parts) + each, span.track) for part in range(parts)]
+            starts = [span.first + part * (span.frames // parts) for part in range(parts)]
+            cut += [Span(start, start + each, span.track) for start in starts]
         return cut
 
     def _whole(self, frames: int) -> int:

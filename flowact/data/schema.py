@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +58,13 @@ COLUMN_MEMBERS = {
     "text": {"text.npy": "float16 (N, L, D), one per caption, in the order of the metadata's captions"},
 }
 COLUMNS = tuple(COLUMN_MEMBERS)
+
+#: lists in a clip's metadata -> names of an entry's values; frames and seconds count from the clip's beginning, ends are exclusive
+ENTRIES = {
+    "captions": ("first", "end", "state", "text"),
+    "states": ("first", "end", "state"),
+    "speech": ("start_s", "end_s", "who"),
+}
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 Info = TypeVar("Info", "DatasetInfo", "ColumnInfo")
@@ -191,21 +198,43 @@ def check_metadata(metadata: Any, where: str) -> dict[str, Any]:
     return metadata
 
 
+def to_entries(kind: str, runs: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Runs as metadata holds them: objects, so that every value of a name has one type and table readers can read them.
+
+    Args:
+        kind: one of `ENTRIES`.
+        runs: values in the order of that kind's names.
+
+    >>> to_entries("states", [(0, 8, "idle")])
+    [{'first': 0, 'end': 8, 'state': 'idle'}]
+    """
+    return [dict(zip(ENTRIES[kind], run, strict=True)) for run in runs]
+
+
+def from_entries(kind: str, metadata: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Runs of a clip's metadata; none where it has none. Lists of values are read too, the first form of the format."""
+    names = ENTRIES[kind]
+    return [tuple(entry[name] for name in names) if isinstance(entry, Mapping) else tuple(entry) for entry in metadata.get(kind) or ()]
+
+
 def parse_captions(metadata: Mapping[str, Any], where: str) -> Captions:
     """Captions of a clip's metadata.
 
     Raises:
-        UserError: captions [[first frame, end frame, state, text], ...] that do not cover frames 0..T without gap or overlap.
+        UserError: captions that do not cover frames 0..T without gap or overlap.
     """
-    frames, entries = metadata["frames"], metadata.get("captions")
-    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        raise UserError(
-            f"{where}: metadata 'captions' is {entries!r}, expected [[first frame, end frame, state, text], ...] covering {frames} frames"
-        )
+    frames, found = metadata["frames"], metadata.get("captions")
+    form = "{first, end, state, text}"
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise UserError(f"{where}: metadata 'captions' is {found!r}, expected [{form}, ...] covering {frames} frames")
+    try:
+        entries = from_entries("captions", metadata)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where}: a caption lacks {error}; captions are [{form}, ...] in frames") from error
     expected, starts = 0, []
     for entry in entries:
-        if not isinstance(entry, Sequence) or len(entry) != 4 or not isinstance(entry[3], str) or not isinstance(entry[2], str):
-            raise UserError(f"{where}: caption {entry!r} should be [first frame, end frame, state, text]")
+        if len(entry) != 4 or not isinstance(entry[3], str) or not isinstance(entry[2], str):
+            raise UserError(f"{where}: caption {entry!r} should be {form}")
         if entry[0] != expected or not isinstance(entry[1], int) or entry[1] <= entry[0]:
             raise UserError(
                 f"{where}: caption {entry!r} should begin at frame {expected} and end after it; captions cover the clip without gap or overlap"

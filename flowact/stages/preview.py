@@ -15,6 +15,7 @@ from torch import Tensor
 from flowact.autoencoders import load_autoencoder
 from flowact.conditioning import load_audio, load_picture, prepare_picture
 from flowact.data import decode_sound, decode_video, open_split
+from flowact.data.schema import from_entries
 from flowact.errors import UserError
 from flowact.planning import SpeechActivityPlanner, load_prompts
 from flowact.registry import instantiate
@@ -136,7 +137,7 @@ def _held_out(pipeline: Pipeline, split: Any, clip: Any, num_frames: int) -> tup
     heard = slice(FIRST_STREAMED_FRAME * SAMPLES_PER_FRAME, (FIRST_STREAMED_FRAME + num_frames) * SAMPLES_PER_FRAME)
     reference = prepare_picture(Image.open(BytesIO(split.decode(clip, "ref.png"))), pipeline.picture_size)[0]
     sound = decode_sound(split.decode(clip, "wav"), clip.key).astype(np.float32) / 32768
-    timed = split.decode(clip, "json")["captions"]
+    timed = from_entries("captions", split.decode(clip, "json"))
     captions = [(max(first - FIRST_STREAMED_FRAME, 0), text) for first, last, _, text in timed if last > FIRST_STREAMED_FRAME]
     count = min(num_frames, clip.frames - FIRST_STREAMED_FRAME)
     return reference, sound[heard], captions, decode_video(split.decode(clip, "mp4"), clip.key, first=FIRST_STREAMED_FRAME, count=count)

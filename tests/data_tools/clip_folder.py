@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from flowact.data.media import encode_sound, encode_video
+from flowact.data.schema import to_entries
 
 
 def tone(frames: int, start: float = 0.0) -> np.ndarray:
@@ -32,7 +33,7 @@ def write_clip(folder: Path, key: str, *, frames: int = 21, identity: str | None
         "width": 16,
         "height": 16,
         "source": {"license": "CC0-1.0", "consent": "synthetic"},
-        "captions": [[0, half, "speaking", "talks"], [half, frames, "idle", "rests"]],
+        "captions": to_entries("captions", [(0, half, "speaking", "talks"), (half, frames, "idle", "rests")]),
         "character": None,
         **({"split": split} if split else {}),
     }

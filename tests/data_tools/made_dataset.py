@@ -31,8 +31,8 @@ def describe(path: Path, number: int) -> None:
     metadata = json.loads(path.read_bytes())
     metadata["source"] |= {"uri": f"takes/{number}.mp4", "sha256": f"{number:064x}", "start_s": 0.0, "end_s": 0.84}
     metadata["sync"] = {"offset_frames": number % 3 - 1, "confidence": 0.5 + number / 100, "method": "mouth"}
-    metadata["speech"] = [[0.0, 0.4, "self"]]
-    metadata["states"] = [[0, 10, "speaking"], [10, 21, "idle"]]
+    metadata["speech"] = [{"start_s": 0.0, "end_s": 0.4, "who": "self"}]
+    metadata["states"] = [{"first": 0, "end": 10, "state": "speaking"}, {"first": 10, "end": 21, "state": "idle"}]
     metadata["scores"] = {"Sync": {"confidence": 0.5 + number / 100}, "Scenes": {"cuts": number, "mode": "content", "flash": False}}
     path.write_text(json.dumps(metadata))
 

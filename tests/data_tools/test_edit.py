@@ -10,7 +10,7 @@ from made_dataset import contents, run_killed, write_dataset_folder
 from data_tools.cli import main
 from data_tools.edit import relabelled
 from flowact.data import ShardIndex, open_split, read_dataset
-from flowact.data.schema import write_dataset
+from flowact.data.schema import from_entries, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_a_new_state_reaches_frames_captions_and_segments(dataset):
     states_T = split.decode(at, "states.npy")
     assert [names[index] for index in states_T] == ["speaking"] * 5 + ["listening"] * 10 + ["idle"] * 6
     metadata = split.decode(at, "json")
-    assert metadata["states"] == [[0, 5, "speaking"], [5, 15, "listening"], [15, 21, "idle"]]
-    assert [entry[2] for entry in metadata["captions"] for _ in range(entry[1] - entry[0])] == [names[index] for index in states_T]
+    assert from_entries("states", metadata) == [(0, 5, "speaking"), (5, 15, "listening"), (15, 21, "idle")]
+    assert [entry[2] for entry in from_entries("captions", metadata) for _ in range(entry[1] - entry[0])] == [names[index] for index in states_T]
     assert main(["lint", str(dataset), "-j", "1", "--no-columns"]) == 0
 
 

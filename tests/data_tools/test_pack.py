@@ -182,7 +182,7 @@ def test_videos_become_clips_of_exact_length(tmp_path, fps):
     for clip, members in clips:
         metadata = json.loads(members["json"])
         assert metadata["identity"] == "anna"
-        assert {caption[3] for caption in metadata["captions"]} == {"a woman in red"}
+        assert {caption["text"] for caption in metadata["captions"]} == {"a woman in red"}
         frames, samples = decode_video(members["mp4"], clip.key), decode_sound(members["wav"], clip.key)
         assert frames.shape == (clip.frames, 32, 32, 3)
         assert len(samples) == clip.frames * 640

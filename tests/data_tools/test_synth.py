@@ -17,7 +17,7 @@ from PIL import Image
 from data_tools import synth
 from flowact import registry
 from flowact.characters.speech import load_speech
-from flowact.data.schema import check_metadata
+from flowact.data.schema import check_metadata, from_entries
 from flowact.errors import UserError
 from flowact.types import SAMPLES_PER_FRAME, STATES
 
@@ -64,7 +64,8 @@ def test_members_agree(clips):
         assert (states.shape, states.dtype) == ((frames,), np.uint8)
         assert truth.shape[0] == frames
         assert truth.dtype == np.float32
-        assert [state for start, end, state, _ in metadata["captions"] for _ in range(start, end)] == [STATES[state] for state in states]
+        captions = from_entries("captions", metadata)
+        assert [state for start, end, state, _ in captions for _ in range(start, end)] == [STATES[state] for state in states]
 
         with av.open(str(member["mp4"])) as container:
             video = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -79,13 +80,13 @@ def test_members_agree(clips):
         reference = np.asarray(Image.open(member["ref.png"]))
         assert reference.shape == exact.shape[1:]
         assert character.identity_distance(reference[None], metadata["appearance"]) < 0.02
-        assert member["txt"].read_text().startswith(metadata["captions"][0][3])
+        assert member["txt"].read_text().startswith(metadata["captions"][0]["text"])
 
 
 def test_people_and_sentences_of_validation_are_never_trained_on(clips):
     metadata = [json.loads(path.read_text()) for path in clips.rglob("puppet-*.json")]
     splits = {piece.name: piece.split for piece in load_speech()}
-    assert all(splits[name] == clip["split"] for clip in metadata for name in clip["speech"])
+    assert all(splits[name] == clip["split"] for clip in metadata for name in clip["recordings"])
     people = [json.dumps(clip["appearance"]) for clip in metadata]
     assert len(set(people)) == len(people)
 
