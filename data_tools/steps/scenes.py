@@ -28,8 +28,8 @@ BLANK_CONTRAST = 4.0  # grey values: a picture with less is one colour
 class Scenes(Step):
     """Cuts, by the content score of PySceneDetect and its adaptive rule; fades and dissolves, by frames that are mixtures of those around them.
 
-    Content is measured once; where it is cut follows from the arguments below. Not seen are wipes, cuts between pictures that look alike, dissolves of
-    more than about a second, and those between pictures that move by more than half a hundredth of their width a frame. A flash makes two cuts.
+    Content is measured once; where it is cut follows from the arguments below. Not seen are wipes, cuts between pictures that look alike, dissolves
+    of more than about a second, and those between pictures that move by more than half a hundredth of their width a frame. A flash makes two cuts.
 
     Args:
         threshold: content of a frame over the mean of its neighbours; 3 is PySceneDetect's adaptive default, LatentSync's pipeline uses 2.
