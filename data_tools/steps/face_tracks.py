@@ -42,7 +42,7 @@ class Tracks:
     def add(self, number: int, faces: Sequence[Face]) -> None:
         """The faces of one more picture; numbers rise."""
         self.step, self.last = max(number - self.last, 1), number
-        gone = [track for track in self.live if number - track.numbers[-1] > max(self.max_gap, self.step)]
+        gone = [track for track in self.live if number - track.numbers[-1] - self.step > self.max_gap]
         self.live = [track for track in self.live if track not in gone]
         self._finish(gone)
         pairs = [(overlap(track.faces[-1].boxes_X4[0], face.boxes_X4[0]), i, j) for i, track in enumerate(self.live) for j, face in enumerate(faces)]

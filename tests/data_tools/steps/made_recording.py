@@ -14,7 +14,7 @@ from data_tools.footage import look, survey
 from data_tools.inputs import Source
 from data_tools.steps.base import Clip, Plan, Recording, Soundtrack, Span, Step
 from data_tools.synth import encode_video
-from flowact.characters.behaviour import sample_track
+from flowact.characters.behaviour import SPEAKING
 from flowact.characters.puppet import Puppet
 from flowact.characters.speech import load_speech, of_split
 from flowact.types import SAMPLES_PER_FRAME
@@ -22,11 +22,12 @@ from flowact.types import SAMPLES_PER_FRAME
 
 @functools.cache
 def act(seed: int = 0, frames: int = 61, size: int = 64) -> dict[str, np.ndarray]:
-    """A puppet that speaks, as `record` takes it: pictures, boxes and samples."""
+    """A puppet that speaks all the time, as `record` takes it: pictures, boxes and samples."""
     generator = np.random.default_rng([1, seed])
     puppet = Puppet(size)
     identity = puppet.sample_identity(generator)
-    samples_S, states_T = sample_track(generator, of_split(load_speech(None), "train"), frames)
+    samples_S = np.concatenate([piece.samples for piece in of_split(load_speech(None), "train")[seed : seed + 8]])[: frames * SAMPLES_PER_FRAME]
+    states_T = np.full(frames, SPEAKING, np.uint8)
     truth_TP = puppet.perform(samples_S, states_T, generator)
     return {"pictures_THWC": puppet.render(identity, truth_TP), "boxes_TX4": puppet.boxes(identity, truth_TP), "samples_S": samples_S}
 
