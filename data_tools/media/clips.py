@@ -44,7 +44,9 @@ def read_clip(
         crop = crop or (0, 0, pictures.width // 2 * 2 or 1, pictures.height // 2 * 2 or 1)
         _check_crop(crop, size, pictures)
         size = size or (max((crop[2] - crop[0]) // 2 * 2, 2), max((crop[3] - crop[1]) // 2 * 2, 2))
-        graph, kind, given = None, None, 0
+        graph: Any = None
+        kind: tuple[int, int, str] | None = None
+        given = 0
         for frame, repeats in constant_rate(pictures, fps, start_s + first / fps, count):
             if kind != (frame.width, frame.height, frame.format.name):
                 kind = (frame.width, frame.height, frame.format.name)
@@ -56,7 +58,8 @@ def read_clip(
                 yield scaled
             given += repeats
     if given < count:
-        raise FootageError(f"{path}: it ends after {given} of the {count} frames from frame {first} on; it was cut, or the plan is of another file", "truncated")
+        found = f"it ends after {given} of the {count} frames from frame {first} on"
+        raise FootageError(f"{path}: {found}; it was cut, or the plan is of another file", "truncated")
 
 
 def encode_clip(frames: Iterable[Any], fps: int = 25, crf: int = 18, preset: str = "medium") -> bytes:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from data_tools.media.container import FootageError, open_media, picture_stream
 
-SHORTFALL = 0.02  # of the claimed frames or seconds may be missing: containers round
+SHORTFALL = 0.02  # of the claimed frames or seconds may be missing, at most a second: containers round
+ROUNDING_SECONDS = 0.25  # a claimed length may be more by so much, besides
 TICK = 1e-3  # seconds: the coarsest clock of containers (webm, flv)
 HOLD_SECONDS = 60.0  # one picture that is to stand longer than this is a damaged timestamp
 #: containers whose index is by time and whose pictures have times of their own
@@ -38,6 +39,7 @@ class Pictures:
         rotation: degrees counter-clockwise that a player turns the picture.
         width: as displayed: turned, and with square pixels.
         height: likewise.
+        interlaced: whether the first picture consists of two fields.
 
     Raises:
         FootageError: not to be opened, or no picture decodes.
@@ -62,6 +64,7 @@ class Pictures:
         size = round(self.first.width * self.pixel_width), self.first.height
         self.width, self.height = size[::-1] if self.rotation % 180 else size
         self.native = float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        self.interlaced = bool(self.first.interlaced_frame)
         self.decoded = 0
         self.packets = 0
         self.backwards = 0
@@ -114,7 +117,7 @@ class Pictures:
         self._check_complete(before.end, from_start=frames is self._whole)
         yield before
 
-    # --- decoding -------------------------------------------------------------------------------------------------------------------------------------
+    # --- decoding -----------------------------------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         self.container = open_media(self.path)
@@ -139,7 +142,7 @@ class Pictures:
         import av
 
         self.packets, decoded = 0, 0
-        others = [] if self.stream.duration else list(self.container.streams.audio)[:4]  # their times tell whether the file was cut
+        others = [] if self.stream.duration else [stream for stream in self.container.streams if stream is not self.stream]  # tell whether it was cut
         try:
             for packet in self.container.demux(self.stream, *others):
                 if packet.pts is not None:
@@ -193,7 +196,7 @@ class Pictures:
             return None
         return _after(key, frames)
 
-    # --- checks ---------------------------------------------------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------------------------------------
 
     def _check_order(self) -> None:
         if self.backwards > 1 + SHORTFALL * self.decoded:
@@ -202,10 +205,11 @@ class Pictures:
     def _check_complete(self, end: float, from_start: bool) -> None:
         self._check_order()
         claimed = self.claimed_frames
-        if from_start and is_short(self.decoded, claimed):
+        if from_start and is_short(self.decoded, claimed, self.native):
             raise FootageError(f"{self.path}: {self.decoded} frames decode, {claimed} are claimed; the file was cut: copy it again", "truncated")
-        if from_start and is_short(self.decoded, self.packets):
-            raise FootageError(f"{self.path}: {self.decoded} frames decode of {self.packets} that it holds; it is damaged: copy it again", "undecodable")
+        if from_start and is_short(self.decoded, self.packets, self.native):
+            found = f"{self.decoded} frames decode of {self.packets} that it holds"
+            raise FootageError(f"{self.path}: {found}; it is damaged: copy it again", "undecodable")
         if self.stream.duration:
             claimed_seconds, seen = float(self.stream.duration * self.stream.time_base), end
         elif self.container.duration and SEEKABLE & set(self.container.format.name.split(",")):  # others only estimate
@@ -213,15 +217,15 @@ class Pictures:
             claimed_seconds, seen = self.container.duration / 1e6, max(self.last_seconds, end)
         else:
             return
-        if seen < claimed_seconds * (1 - SHORTFALL) - max(0.5, 2 / self.native):
+        if seen < claimed_seconds - min(SHORTFALL * claimed_seconds, 1.0) - max(ROUNDING_SECONDS, 2 / self.native):
             raise FootageError(
                 f"{self.path}: {seen:.2f} s decode, {claimed_seconds:.2f} s are claimed; the file was cut: copy it again", "truncated"
             )
 
 
-def is_short(decoded: int, claimed: int) -> bool:
+def is_short(decoded: int, claimed: int, fps: float) -> bool:
     """Whether clearly fewer frames decode than are claimed; 0 claims nothing."""
-    return claimed > 0 and decoded < claimed * (1 - SHORTFALL) - 1
+    return claimed > 0 and decoded < claimed - min(SHORTFALL * claimed, fps) - 1
 
 
 def _after(first: Any, frames: Iterator[Any]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_tools.media.container import FootageError, open_media
+from data_tools.media.container import FootageError, open_media, start_of
 from data_tools.media.pictures import SEEKABLE, Pictures
 from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -82,7 +82,8 @@ def write_sound(
         else:
             for number, sound in enumerate(sounds):
                 _pour(path, number, [sound], origin, start_s, silence)
-        return [sound.finish() for sound in sounds][0]
+        written = [sound.finish() for sound in sounds]
+        return written[0]
     finally:
         for sound in sounds:
             sound.discard()
@@ -129,7 +130,8 @@ def _pour(path: Path, number: int, sounds: list[_Wav], origin: float | None, sta
         if len(sounds) > stream.codec_context.channels:
             raise FootageError(f"{path}: its soundtrack has 1 channel, 2 are needed for two speakers; set tracks to mix", "no-sound")
         if start_s > SEEK_FROM and SEEKABLE & set(container.format.name.split(",")):
-            container.seek(int(((origin or 0.0) + start_s - PREROLL_SECONDS) / float(stream.time_base)), stream=stream, backward=True)
+            origin = start_of(stream) if origin is None else origin
+            container.seek(int((origin + start_s - PREROLL_SECONDS) / float(stream.time_base)), stream=stream, backward=True)
         num_good = 0
         for time, samples_CS in _decode(container, stream, len(sounds), sounds[0]):
             origin = time if origin is None else origin
@@ -206,7 +208,7 @@ class _Wav:
         self.written = self.found = self.damaged = 0
         self.begins_s: float | None = None
         self._next = 0  # where the next sample lies if there is no gap; may be before 0
-        self._file = wave.open(str(self.part), "wb")
+        self._file = wave.open(str(self.part), "wb")  # noqa: SIM115  # closed by finish or discard
         self._file.setnchannels(1)
         self._file.setsampwidth(2)
         self._file.setframerate(SAMPLE_RATE)

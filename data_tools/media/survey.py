@@ -81,6 +81,7 @@ def survey(path: Path, *, count: bool = True) -> Footage:
         audio = [stream for stream in container.streams.audio if stream.codec_context is not None]
         if audio:
             context = audio[0].codec_context
+            sound_starts = start_of(audio[0])  # here, as streams are gone with their container
             values |= {"audio_codec": context.name, "sample_rate": context.sample_rate, "channels": context.channels}
             values["audio_streams"] = tuple(stream.codec_context.channels for stream in audio)
         else:
@@ -101,10 +102,10 @@ def survey(path: Path, *, count: bool = True) -> Footage:
         try:
             with Pictures(path) as pictures:
                 values |= {"width": pictures.width, "height": pictures.height, "rotation": pictures.rotation}
-                values |= {"claimed_frames": pictures.claimed_frames, "interlaced": bool(pictures.first.interlaced_frame)}
+                values |= {"claimed_frames": pictures.claimed_frames, "interlaced": pictures.interlaced}
                 values["negative_times"] = pictures.origin < 0 or start_of(pictures.stream) < 0
                 if audio:
-                    values["audio_offset_seconds"] = round(start_of(audio[0]) - pictures.origin, 4)
+                    values["audio_offset_seconds"] = round(sound_starts - pictures.origin, 4)
                 if count:
                     counted, stopped = _count(pictures)
                     values |= counted
@@ -131,4 +132,4 @@ def _count(pictures: Pictures) -> tuple[dict[str, Any], FootageError | None]:
 def _has_alpha(pixel_format: str | None) -> bool:
     from av import VideoFormat
 
-    return bool(pixel_format) and any(component.is_alpha for component in VideoFormat(pixel_format).components)
+    return pixel_format is not None and any(component.is_alpha for component in VideoFormat(pixel_format).components)
