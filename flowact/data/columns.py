@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flowact.data.schema import COLUMNS, COLUMNS_FOLDER, DATASET_FILE, ColumnInfo, DatasetInfo, read_dataset, split_column_folder_name
+from flowact.data.split import Split
 from flowact.errors import UserError, did_you_mean
 
 
@@ -52,6 +54,13 @@ def temporal_stride(latents: ColumnInfo) -> int:
     if not latents.temporal_stride:
         raise UserError(f"column {latents.folder_name} does not say its temporal_stride; encode the latents again")
     return latents.temporal_stride
+
+
+def rates(split: Split) -> dict[str, Any]:
+    """What dataset.yaml says of pictures, sound and states; nothing where there is none."""
+    if split.info is None:
+        return {}
+    return {"fps": split.info.fps, "sample rate": split.info.sample_rate, "states": list(split.info.states)}
 
 
 def split_folder(spec: str) -> Path:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from flowact.data.cache import WorkerCache
 from flowact.data.columns import dataset_of, find_columns, temporal_stride
 from flowact.data.encoded import EncodedClips, around, collate_windows
-from flowact.data.module import WindowDataModule, first_clips
+from flowact.data.mixing import Source
+from flowact.data.module import WindowDataModule
 from flowact.data.pixels import PixelClips, collate_frames
+from flowact.data.references import ReferencePolicy, check_policy
 from flowact.data.schema import COLUMNS, read_column
-from flowact.data.shards import open_split
+from flowact.data.shards import Split
 from flowact.errors import UserError
 from flowact.types import FRAMES_PER_SECOND
 
-__all__ = ["EncodedClips", "FrameDataModule", "PixelClips", "ShardDataModule", "WindowDataModule", "around", "collate_frames", "collate_windows"]
+__all__ = [
+    "EncodedClips",
+    "FrameDataModule",
+    "PixelClips",
+    "ShardDataModule",
+    "Source",
+    "WindowDataModule",
+    "around",
+    "collate_frames",
+    "collate_windows",
+]
 
 
 @final
@@ -21,11 +38,12 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
     """Windows of encoded clips: latents with sound and captions of the same pixel frames, and a reference picture.
 
     Yields `Batch` with F = history_frames + window_frames. The order is a pure function of (seed, epoch, position); a resumed run goes on
-    exactly where it was saved, with any number of workers.
+    exactly where it was saved, with any number of workers. Where clips have pictures of several sizes a batch holds one of them, the same in
+    every process.
 
     Args:
-        train: folder of shards or brace string, e.g. DIR/shards/train.
-        val: likewise; None for no validation. Validation sees the same windows each time.
+        train: folder of shards or brace string, e.g. DIR/shards/train; or a list of such, and of {folder, weight, columns, where}, that are mixed.
+        val: likewise, without weights; None for no validation. Validation sees the same windows each time.
         columns: folder with the encoded columns; the default is `columns` beside the split.
         latents: name of the column to use, e.g. latents-CausalVideoAutoencoder-1a2b3c4d; needed only when there are several.
         audio: likewise.
@@ -35,21 +53,23 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         window_frames: motion latents of the stream.
         num_workers: processes that read ahead; 0 reads in the training process.
         seed: of the order and of every random draw.
-        reference: reference picture of a window: always the clip's own ('first'), or one of the stored candidates ('random').
+        reference: reference picture of a window: the clip's own ('first'), one of its stored candidates ('random'), the candidate farthest in time
+            from the window ('far'), or one of another clip of the same person ('other'). Validation takes 'first'.
+        where: conditions that clips are trained on under, such as `scores.Sync.confidence >= 0.3`: names are entries of KEY.json.
         windows_per_clip: windows of a clip in one epoch; sets the length of an epoch.
         max_captions: different captions a window may hold.
         cache_bytes: decoded clips kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
         boxes: read the boxes of face and mouth too, for stages that weight the loss there.
-        limit_clips: use only so many clips of a split, the first ones; 1 is for "does it learn one clip by heart?".
+        limit_clips: use only so many clips of each split, the first ones; 1 is for "does it learn one clip by heart?".
     """
 
     _collate = staticmethod(collate_windows)
 
     def __init__(
         self,
-        train: str,
-        val: str | None = None,
+        train: str | list[str | Source],
+        val: str | list[str | Source] | None = None,
         columns: str | None = None,
         latents: str | None = None,
         audio: str | None = None,
@@ -59,7 +79,8 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         window_frames: int = 12,
         num_workers: int = 0,
         seed: int = 0,
-        reference: Literal["first", "random"] = "random",
+        reference: ReferencePolicy = "random",
+        where: Sequence[str] = (),
         windows_per_clip: int = 8,
         max_captions: int = 4,
         cache_bytes: int = 512 << 20,
@@ -67,24 +88,22 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         boxes: bool = False,
         limit_clips: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(train, val, where)
         if window_frames < 1 or history_frames < 0:
             raise UserError(f"window_frames={window_frames} and history_frames={history_frames}: a window has at least 1 frame, history at least 0")
         if max_captions < 1:
             raise UserError(f"max_captions is {max_captions}, must be at least 1")
-        if reference not in ("first", "random"):
-            raise UserError(f"reference is {reference!r}, must be 'first' or 'random'")
-        self.train, self.val, self.columns = train, val, columns
+        self.columns = columns
         self.names = {"latents": latents, "audio": audio, "text": text}
         self.batch_size = batch_size
         self.history_frames = history_frames
         self.window_frames = window_frames
         self.num_workers = num_workers
         self.seed = seed
-        self.reference: Literal["first", "random"] = reference
+        self.reference = check_policy(reference)
         self.windows_per_clip = windows_per_clip
         self.max_captions = max_captions
-        self.cache_bytes = cache_bytes
+        self.cache: WorkerCache[Any] = WorkerCache(cache_bytes)
         self.shards_in_flight = shards_in_flight
         self.boxes = boxes
         self.limit_clips = limit_clips
@@ -96,13 +115,13 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the features are: read from the column.yaml files, without opening a shard.
+        """What the features are: read from the column.yaml files of the first training set, without opening a shard.
 
         Returns:
             latent_space (hash), autoencoder {class_path, init_args}, autoencoder_path (folder with its weights), encoders {text, audio}, fps,
             temporal_stride, latent_shape [C, H, W], text_shape [L, D], audio_shape [A, D], character, states, columns {name: folder name}.
         """
-        folders = find_columns(self.train, self.columns, self.names)
+        folders = self._columns(self.sources["train"][0])
         infos = {name: read_column(folder) for name, folder in folders.items()}
         stride = temporal_stride(infos["latents"])
         dataset = dataset_of(self.train)
@@ -127,10 +146,10 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         return {name: value for name, value in self.conditions.items() if name != "autoencoder_path"}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits and check that every clip is long enough and has all columns."""
+        """Open the splits and check that every clip is long enough and has all columns, and that the features of all sets are of one kind."""
         super().setup(stage)
         if len(self._clips) == 2:
-            ours, theirs = (self._clips[name].infos for name in ("train", "val"))
+            ours, theirs = (self._clips[name].parts[0].infos for name in ("train", "val"))
             for column in COLUMNS:
                 if ours[column].hash != theirs[column].hash:
                     raise UserError(
@@ -138,17 +157,25 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
                         "encode both with one"
                     )
 
-    def _open(self, name: str, spec: str) -> EncodedClips:
-        return EncodedClips(
-            first_clips(open_split(spec), self.limit_clips),
-            find_columns(spec, self.columns, self.names),
+    def _columns(self, source: Source) -> dict[str, Path]:
+        return find_columns(source.folder, source.columns or self.columns, self.names)
+
+    def _open(self, name: str, source: Source, split: Split) -> EncodedClips:
+        clips = EncodedClips(
+            split,
+            self._columns(source),
             num_frames=self.num_frames,
             max_captions=self.max_captions,
             reference=self.reference if name == "train" else "first",
-            cache_bytes=self.cache_bytes,
+            cache=self.cache,
             boxes=self.boxes,
         )
-
+        if clips.reference == "other" and clips.companions.num_alone:
+            rank_zero_info(
+                f"data: {split.folder}: {clips.companions.num_alone} of {len(split)} clips are the only one of their person and size of pictures; "
+                "their reference picture is one of their own"
+            )
+        return clips
 
 
 @final
@@ -156,12 +183,13 @@ class FrameDataModule(WindowDataModule[PixelClips]):
     """Windows of pixel frames for training an autoencoder; order and resume as in `ShardDataModule`.
 
     Args:
-        train: folder of shards or brace string.
+        train: folder of shards or brace string, or several; see `ShardDataModule`.
         val: likewise; None for no validation.
         batch_size: windows a step and process.
         num_frames: pixel frames of a window, 1 + n times the temporal stride of the autoencoder.
         num_workers: processes that decode ahead; 0 decodes in the training process.
         seed: of the order and of every random draw.
+        where: conditions that clips are trained on under; see `ShardDataModule`.
         windows_per_clip: windows of a clip in one epoch.
         cache_bytes: decoded frames kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
@@ -172,27 +200,27 @@ class FrameDataModule(WindowDataModule[PixelClips]):
 
     def __init__(
         self,
-        train: str,
-        val: str | None = None,
+        train: str | list[str | Source],
+        val: str | list[str | Source] | None = None,
         batch_size: int = 8,
         num_frames: int = 17,
         num_workers: int = 0,
         seed: int = 0,
+        where: Sequence[str] = (),
         windows_per_clip: int = 8,
         cache_bytes: int = 1 << 30,
         shards_in_flight: int = 16,
         limit_clips: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(train, val, where)
         if num_frames < 1:
             raise UserError(f"num_frames is {num_frames}, must be at least 1")
-        self.train, self.val = train, val
         self.batch_size = batch_size
         self.num_frames = num_frames
         self.num_workers = num_workers
         self.seed = seed
         self.windows_per_clip = windows_per_clip
-        self.cache_bytes = cache_bytes
+        self.cache: WorkerCache[Any] = WorkerCache(cache_bytes)
         self.shards_in_flight = shards_in_flight
         self.limit_clips = limit_clips
 
@@ -211,5 +239,5 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         """What a checkpoint stores and compares."""
         return self.conditions
 
-    def _open(self, name: str, spec: str) -> PixelClips:
-        return PixelClips(first_clips(open_split(spec), self.limit_clips), self.num_frames, self.cache_bytes)
+    def _open(self, name: str, source: Source, split: Split) -> PixelClips:
+        return PixelClips(split, self.num_frames, self.cache)

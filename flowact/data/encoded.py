@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
-from flowact.data.columns import temporal_stride
-from flowact.data.pipeline import ByteCache, Window
+from flowact.data.cache import WorkerCache
+from flowact.data.columns import rates, temporal_stride
+from flowact.data.pipeline import Window
+from flowact.data.references import Companions, ReferencePolicy, farthest
 from flowact.data.schema import Captions, check_metadata, parse_captions, read_column, wrong_optional_member
-from flowact.data.shards import ShardError, Split
+from flowact.data.shards import ClipRef, ShardError, Split
 from flowact.errors import UserError
 from flowact.types import Batch
 
@@ -53,9 +54,13 @@ class EncodedClips:
         columns: column name -> its folder.
         num_frames: motion latents of a window.
         max_captions: different captions that a window may hold; text is zero padded to that many.
-        reference: 'first' always takes the clip's own reference picture, 'random' one of the stored candidates.
-        cache_bytes: decoded clips kept in memory.
+        reference: see `ReferencePolicy`.
+        cache: decoded clips kept in memory.
         boxes: read the boxes of face and mouth too.
+
+    Attributes:
+        shapes: [C, H, W] of each clip's latents.
+        captions: of each clip.
 
     Raises:
         UserError: columns of other clips, a clip shorter than the window or without the boxes that are asked for, or a window with more captions.
@@ -68,8 +73,8 @@ class EncodedClips:
         *,
         num_frames: int,
         max_captions: int,
-        reference: Literal["first", "random"],
-        cache_bytes: int,
+        reference: ReferencePolicy,
+        cache: WorkerCache[Any],
         boxes: bool = False,
     ) -> None:
         self.split = split
@@ -80,12 +85,39 @@ class EncodedClips:
         self.max_captions = max_captions
         self.reference = reference
         self.stride = temporal_stride(self.infos["latents"])
-        self._cache_bytes = cache_bytes
-        self._cache: ByteCache[ClipFeatures] | None = None
+        self._cache = cache
         self._check_lengths()
         if boxes:
             self._check_boxes()
-        self.captions = [self._captions(number) for number in range(len(split))]
+        self.captions: list[Captions] = []
+        self.shapes: list[tuple[int, ...]] = []
+        identities = []
+        for clip in split.clips:
+            where = split.where(clip)
+            metadata = check_metadata(split.decode(clip, "json"), where)
+            self.captions.append(parse_captions(metadata, where))
+            self._check_captions(self.captions[-1], clip)
+            self.shapes.append(self._latent_shape(metadata))
+            identities.append(metadata["identity"])
+        self.companions = Companions.of(identities, self.shapes)
+
+    @property
+    def sizes(self) -> list[str]:
+        """Size of each clip's pictures, in words; windows of one size only may share a batch."""
+        return [f"{width}x{height} latents" for _, height, width in self.shapes]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What data sets that are mixed have in common."""
+        return {**rates(self.split), **{f"{name} column": info.folder_name for name, info in self.infos.items()}}
+
+    def _latent_shape(self, metadata: dict[str, Any]) -> tuple[int, ...]:
+        """From the size of the clip's pictures, which its column states for most clips only."""
+        channels, *size = self.infos["latents"].shapes["latents.npy"]
+        stride, width, height = self.infos["latents"].spatial_stride, metadata.get("width"), metadata.get("height")
+        if isinstance(width, int) and isinstance(height, int) and stride:
+            size = [height // stride, width // stride]
+        return (channels, *size)
 
     def _check_lengths(self) -> None:
         need = self.num_frames * self.stride + 1
@@ -109,9 +141,7 @@ class EncodedClips:
                 "set data.boxes to false, or pack clips that have a KEY.boxes.npy beside each (`flowact-data synth` writes them)"
             )
 
-    def _captions(self, number: int) -> Captions:
-        clip, where = self.split.clips[number], self.split.where(self.split.clips[number])
-        captions = parse_captions(check_metadata(self.split.decode(clip, "json"), where), where)
+    def _check_captions(self, captions: Captions, clip: ClipRef) -> None:
         # distinct captions of a window are bounded by the changes inside it; only where that bound is broken they are counted
         index_F = self.caption_index(captions, 0, (clip.frames - 1) // self.stride)
         changes = np.concatenate([[0], np.cumsum(np.diff(index_F) != 0)])
@@ -120,9 +150,9 @@ class EncodedClips:
             found = len({captions.texts[i] for i in index_F[start : start + self.num_frames].tolist()})
             if found > self.max_captions:
                 raise UserError(
-                    f"{where}: the window at latent {start} holds {found} different captions, max_captions is {self.max_captions}; raise it"
+                    f"{self.split.where(clip)}: the window at latent {start} holds {found} different captions, max_captions is {self.max_captions}; "
+                    "raise it"
                 )
-        return captions
 
     def caption_index(self, captions: Captions, first: int, count: int) -> np.ndarray:
         """Caption in force at the middle of each of `count` motion latents."""
@@ -130,12 +160,10 @@ class EncodedClips:
 
     def features(self, number: int) -> ClipFeatures:
         """Columns of a clip, from memory or from its shards."""
-        if self._cache is None:  # made where it is used: each worker has its share
-            worker = get_worker_info()
-            self._cache = ByteCache(self._cache_bytes // (worker.num_workers if worker else 1))
-        found = self._cache.get(number)
+        clip = self.split.clips[number]
+        place = (str(self.split.folder), clip.shard, clip.sample)
+        found: ClipFeatures | None = self._cache.here.get(place)
         if found is None:
-            clip = self.split.clips[number]
             found = ClipFeatures(
                 latents_FCHW=self.columns["latents"].decode(clip, "latents.npy"),
                 reference_RCHW=self.columns["latents"].decode(clip, "reference.npy"),
@@ -144,24 +172,50 @@ class EncodedClips:
                 boxes_TX4=self.split.decode(clip, "boxes.npy") if self.boxes else None,
             )
             self._check_features(found, number)
-            self._cache.put(number, found, found.num_bytes)
+            self._cache.here.put(place, found, found.num_bytes)
+        return found
+
+    def references(self, number: int) -> np.ndarray:
+        """Candidate reference pictures of a clip [R, C, H, W], without its other columns."""
+        clip = self.split.clips[number]
+        place = (str(self.split.folder), clip.shard, clip.sample, "references")
+        found: np.ndarray | None = self._cache.here.get(place)
+        if found is None:
+            found = np.asarray(self.columns["latents"].decode(clip, "reference.npy"))
+            self._check_shape("reference.npy", found, [max(len(found), 1), *self.shapes[number]], clip)
+            self._cache.here.put(place, found, found.nbytes)
         return found
 
     def _check_features(self, found: ClipFeatures, number: int) -> None:
-        clip, shapes = self.split.clips[number], {suffix: shape for info in self.infos.values() for suffix, shape in info.shapes.items()}
+        clip, (audio, text) = self.split.clips[number], (self.infos[name].shapes[f"{name}.npy"] for name in ("audio", "text"))
         expected = {
-            "latents.npy": (found.latents_FCHW, [(clip.frames - 1) // self.stride + 1, *shapes["latents.npy"]]),
-            "reference.npy": (found.reference_RCHW, [max(len(found.reference_RCHW), 1), *shapes["reference.npy"]]),
-            "audio.npy": (found.audio_TD, [clip.frames, *shapes["audio.npy"]]),
-            "text.npy": (found.text_NLD, [len(self.captions[number].texts), *shapes["text.npy"]]),
+            "latents.npy": (found.latents_FCHW, [(clip.frames - 1) // self.stride + 1, *self.shapes[number]]),
+            "reference.npy": (found.reference_RCHW, [max(len(found.reference_RCHW), 1), *self.shapes[number]]),
+            "audio.npy": (found.audio_TD, [clip.frames, *audio]),
+            "text.npy": (found.text_NLD, [len(self.captions[number].texts), *text]),
         }
         for suffix, (array, shape) in expected.items():
-            if list(array.shape) != shape:
-                raise ShardError(
-                    f"{self.split.where(clip)}: column member .{suffix} has shape {list(array.shape)}, expected {shape}; encode the column again"
-                )
+            self._check_shape(suffix, array, shape, clip)
         if found.boxes_TX4 is not None and (wrong := wrong_optional_member("boxes.npy", found.boxes_TX4, clip.frames)):
             raise ShardError(f"{self.split.where(clip)}: {wrong}")
+
+    def _check_shape(self, suffix: str, array: np.ndarray, shape: list[int], clip: ClipRef) -> None:
+        if list(array.shape) != shape:
+            raise ShardError(
+                f"{self.split.where(clip)}: column member .{suffix} has shape {list(array.shape)}, expected {shape}; encode the column again"
+            )
+
+    def _reference(self, number: int, own_RCHW: np.ndarray, frames: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        """The reference picture [1, C, H, W] of a window of pixel frames [first, end) of a clip."""
+        candidates_RCHW, candidate = own_RCHW, 0
+        if self.reference == "other":
+            companion = self.companions.draw(number, generator)
+            candidates_RCHW = own_RCHW if companion == number else self.references(companion)
+        if self.reference in ("random", "other"):
+            candidate = int(generator.integers(len(candidates_RCHW)))
+        elif self.reference == "far":
+            candidate = farthest(self.split.clips[number].frames, len(own_RCHW), *frames)
+        return candidates_RCHW[candidate : candidate + 1]
 
     def read(self, window: Window) -> dict[str, Any]:
         """The window's arrays, by the names of `Batch`."""
@@ -170,8 +224,9 @@ class EncodedClips:
         generator = window.generator()
         count, stride = self.num_frames, self.stride
         first = int(generator.integers((clip.frames - 1) // stride - count + 1))
-        candidate = int(generator.integers(len(features.reference_RCHW))) if self.reference == "random" else 0
-        audio_TD = features.audio_TD[first * stride + 1 : (first + count) * stride + 1]
+        begin, end = first * stride + 1, (first + count) * stride + 1
+        reference_BFCHW = self._reference(window.clip, features.reference_RCHW, (begin, end), generator)
+        audio_TD = features.audio_TD[begin:end]
         index_F = self.caption_index(captions, first, count)
         # equal captions share one slot, in order of appearance
         slots: dict[str, int] = {}
@@ -181,10 +236,10 @@ class EncodedClips:
             text_NLD[slot] = features.text_NLD[i]
         boxes = {}
         if features.boxes_TX4 is not None:
-            boxes["boxes_BFX4"] = around(features.boxes_TX4[first * stride + 1 : (first + count) * stride + 1], stride)
+            boxes["boxes_BFX4"] = around(features.boxes_TX4[begin:end], stride)
         return {
             "latents_BFCHW": features.latents_FCHW[first + 1 : first + 1 + count],
-            "reference_BFCHW": features.reference_RCHW[candidate : candidate + 1],
+            "reference_BFCHW": reference_BFCHW,
             "audio_BFAD": audio_TD.reshape(count, stride, -1),
             "text_BNLD": text_NLD,
             "text_index_BF": np.asarray(slot_F, dtype=np.int64),

@@ -4,65 +4,81 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal
 
 import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from flowact.data.pipeline import ShardLoader, Window, WindowSource
-from flowact.data.shards import Split
+from flowact.data.filters import Condition, filter_split
+from flowact.data.mixing import MixedClips, OpenClips, Source, Sources, sources_of, told
+from flowact.data.pipeline import ShardLoader, WindowSource
+from flowact.data.shards import Split, open_split
 from flowact.errors import UserError
 
 # Lightning can not know that the length counts batches of the process, workers included
 warnings.filterwarnings("ignore", message=".*IterableDataset. has `__len__` defined.*")
 
 
-class Clips(Protocol):
-    """Windows of the clips of one split."""
-
-    split: Split
-
-    def read(self, window: Window) -> Any: ...
-
-
-OpenClips = TypeVar("OpenClips", bound=Clips)
-
-
 class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
-    """What data modules share: two splits, opened when they are needed, and a loader for each. Their arguments are the subclass's."""
+    """What data modules share: two splits, opened when they are needed, and a loader for each. Their arguments are the subclass's.
 
-    train: str
-    val: str | None
+    Attributes:
+        train: folder of the first training set.
+        val: folder of the first validation set; None for no validation.
+        sources: data sets of each split.
+    """
+
     batch_size: int
     num_workers: int
     seed: int
     windows_per_clip: int
     shards_in_flight: int
+    limit_clips: int | None
     _collate: Callable[[list[Any]], Any]
 
-    def __init__(self) -> None:
+    def __init__(self, train: Sources, val: Sources | None, where: Sequence[str]) -> None:
         super().__init__()
-        self._clips: dict[str, OpenClips] = {}
+        self.sources = {"train": sources_of(train, "train"), "val": sources_of(val, "val")}
+        self.train = self.sources["train"][0].folder
+        self.val = self.sources["val"][0].folder if self.sources["val"] else None
+        self.where = {"train": [Condition.parse(text) for text in where], "val": []}  # validation is the same whatever is trained on
+        self._clips: dict[str, MixedClips[OpenClips]] = {}
+        self._training: ShardLoader | None = None
 
     @abstractmethod
-    def _open(self, name: str, spec: str) -> OpenClips:
-        """Open the split `name` and check its clips."""
+    def _open(self, name: str, source: Source, split: Split) -> OpenClips:
+        """Check the clips of a set that the split `name` takes."""
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a trainer's stage needs."""
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("val",)}.get(stage or "", ("train", "val"))
         for name in wanted:
-            spec = {"train": self.train, "val": self.val}[name]
-            if spec is not None and name not in self._clips:
-                self._clips[name] = self._open(name, spec)
+            if self.sources[name] and name not in self._clips:
+                weights = [source.weight for source in self.sources[name] if source.weight is not None]
+                parts = [self._open(name, source, self._chosen(name, source)) for source in self.sources[name]]
+                self._clips[name] = MixedClips(parts, weights or None)
+
+    def _chosen(self, name: str, source: Source) -> Split:
+        """The clips of a set that fulfil all conditions, the first ones where they are limited."""
+        whole = open_split(source.folder)
+        split, removed = filter_split(whole, [*self.where[name], *map(Condition.parse, source.where)])
+        if removed:
+            rank_zero_info(f"data: {split.folder}: {len(split)} of {len(whole)} clips fulfil all conditions; {'; '.join(map(str, removed))}")
+        return first_clips(split, self.limit_clips)
 
     def train_dataloader(self) -> ShardLoader:
-        """Shuffled windows of the train split, `windows_per_clip` a clip and epoch."""
+        """Shuffled windows of the training sets, `windows_per_clip` a clip and epoch."""
         self.setup("fit")
-        return self.loader("train", *_place(self.trainer))
+        self._training = self.loader("train", *_place(self.trainer))
+        text = told(self._training.source.order, self._training.source.step_samples)
+        if text:
+            rank_zero_info(text)
+        return self._training
 
     def val_dataloader(self) -> ShardLoader | list[Any]:
-        """The same windows of the val split every time."""
+        """The same windows of the validation sets every time."""
         if self.val is None:
             return []
         self.setup("validate")
@@ -71,32 +87,33 @@ class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
     def loader(self, split: Literal["train", "val"], rank: int = 0, world_size: int = 1) -> ShardLoader:
         """The loader of one process, for use without a Trainer too (after `setup`)."""
         clips = self._clips[split]
-        return _loader(clips.split, clips.read, self._collate, self, split, rank, world_size)
+        batch_size = self.batch_size
+        if split == "val":  # a small val split is worth more than a full batch
+            fewest = min(np.bincount(clips.mix.bucket_of_clip).tolist()) * self.windows_per_clip
+            batch_size = min(batch_size, max(fewest // world_size, 1))
+        source = WindowSource(
+            clips.shard_of_clip,
+            windows_per_clip=self.windows_per_clip,
+            batch_size=batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=split == "train",
+            shards_in_flight=self.shards_in_flight,
+            mix=clips.mix,
+        )
+        return ShardLoader(source, clips.read, self._collate, self.num_workers)
 
-
-def _loader(
-    clips: Split,
-    read: Callable[[Window], Any],
-    collate: Callable[[list[Any]], Any],
-    module: WindowDataModule[Any],
-    split: str,
-    rank: int,
-    world_size: int,
-) -> ShardLoader:
-    batch_size = module.batch_size
-    if split == "val":  # a small val split is worth more than a full batch
-        batch_size = min(batch_size, max(len(clips) * module.windows_per_clip // world_size, 1))
-    source = WindowSource(
-        [clip.shard for clip in clips.clips],
-        windows_per_clip=module.windows_per_clip,
-        batch_size=batch_size,
-        seed=module.seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle=split == "train",
-        shards_in_flight=module.shards_in_flight,
-    )
-    return ShardLoader(source, read, collate, module.num_workers)
+    def counters(self) -> dict[str, float]:
+        """How far training has come in each of several data sets: windows taken, and how often that is all of its own. Empty with one set."""
+        if self._training is None or len(self._clips["train"].mix.sets) == 1:
+            return {}
+        state, clips = self._training.state_dict(), self._clips["train"]
+        own = np.bincount(clips.mix.set_of_clip) * self.windows_per_clip
+        figures: dict[str, float] = {}
+        for name, taken, has in zip(clips.mix.sets, self._training.source.seen(state["epoch"], state["position"]).tolist(), own.tolist()):
+            figures |= {f"data/{name}/windows": float(taken), f"data/{name}/epochs": taken / has}
+        return figures
 
 
 def first_clips(split: Split, limit: int | None) -> Split:

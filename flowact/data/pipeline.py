@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,10 @@ import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from flowact.data.order import Mix, WindowOrder, epoch_order
 from flowact.errors import UserError
 
-Sample = TypeVar("Sample")
-Value = TypeVar("Value")
+__all__ = ["ShardLoader", "Window", "WindowSource", "epoch_order"]
 
 
 @dataclass(frozen=True)
@@ -43,31 +42,11 @@ class Window:
         return np.random.default_rng(self.visit)
 
 
-def epoch_order(shard_of_clip: np.ndarray, windows_per_clip: int, seed: int, epoch: int, shards_in_flight: int = 16) -> np.ndarray:
-    """Draws of an epoch in training order: shards are shuffled, then all windows inside each group of `shards_in_flight` shards.
-
-    Args:
-        shard_of_clip: shard number of each clip, int64 (N,).
-        windows_per_clip: draws a clip.
-        seed: of the run.
-        epoch: counted from 0.
-        shards_in_flight: shards that are read from at a time; bounds what a cache must hold.
-
-    Returns:
-        A permutation of arange(N * windows_per_clip); draw d is a window of clip d // windows_per_clip.
-    """
-    generator = np.random.default_rng((seed, epoch))
-    shards = generator.permutation(np.unique(shard_of_clip))
-    rank = np.empty(int(shard_of_clip.max()) + 1, dtype=np.int64)
-    rank[shards] = np.arange(len(shards)) // shards_in_flight
-    draws = generator.permutation(len(shard_of_clip) * windows_per_clip)
-    return draws[np.argsort(rank[shard_of_clip[draws // windows_per_clip]], kind="stable")]
-
-
 class WindowSource(IterableDataset[Window]):
     """First stage of a pipeline: windows of this process and this worker, in an order that does not depend on how many there are.
 
-    One step takes `batch_size` consecutive positions for each process; workers take whole steps in turn.
+    One step takes `batch_size` consecutive positions for each process; workers take whole steps in turn. Where clips have several shapes, a step
+    holds one of them, the same on every process.
 
     Args:
         shard_of_clip: shard number of each clip.
@@ -78,9 +57,10 @@ class WindowSource(IterableDataset[Window]):
         world_size: number of processes.
         shuffle: False visits clip after clip, the same draws in every epoch (validation).
         shards_in_flight: see `epoch_order`.
+        mix: data sets and shapes of the clips; None for one set of one shape.
 
     Raises:
-        UserError: fewer windows than one step of all processes needs.
+        UserError: fewer windows than one step of all processes needs, in all or of one shape.
     """
 
     def __init__(
@@ -94,6 +74,7 @@ class WindowSource(IterableDataset[Window]):
         world_size: int = 1,
         shuffle: bool = True,
         shards_in_flight: int = 16,
+        mix: Mix | None = None,
     ) -> None:
         for name, value in (("windows_per_clip", windows_per_clip), ("batch_size", batch_size), ("shards_in_flight", shards_in_flight)):
             if value < 1:
@@ -102,33 +83,44 @@ class WindowSource(IterableDataset[Window]):
             raise UserError(f"seed is {seed}, must not be negative")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
-        self.shard_of_clip = np.asarray(shard_of_clip, dtype=np.int64)
-        self.windows_per_clip = windows_per_clip
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.shuffle = shuffle
-        self.shards_in_flight = shards_in_flight
-        clips, shards = len(self.shard_of_clip), len(np.unique(self.shard_of_clip))
-        if self.num_samples < world_size:
-            raise UserError(
-                f"shards fewer than processes: {shards} shards hold {clips} usable clips, {self.num_samples} windows, for {world_size} processes; "
-                f"use at most {self.num_samples} processes, add clips, or raise windows_per_clip"
-            )
-        if self.num_samples < self.step_samples:
-            raise UserError(
-                f"{clips} usable clips with windows_per_clip={windows_per_clip} give {self.num_samples} windows, one step needs "
-                f"{self.step_samples} (batch_size {batch_size} times {world_size} processes); "
-                f"lower batch_size to {self.num_samples // world_size} or raise windows_per_clip"
-            )
+        shard_of_clip = np.asarray(shard_of_clip, dtype=np.int64)
+        mix = mix or Mix.single(len(shard_of_clip))
+        self.order = WindowOrder(
+            shard_of_clip, mix, windows_per_clip=windows_per_clip, seed=seed, shuffle=shuffle, shards_in_flight=shards_in_flight
+        )
+        self._check_size()
         # shared, so that workers that live on see where the next epoch starts
         self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def _check_size(self) -> None:
+        clips, shards = len(self.order.shard_of_clip), len(np.unique(self.order.shard_of_clip))
+        if self.num_samples < self.world_size:
+            raise UserError(
+                f"shards fewer than processes: {shards} shards hold {clips} usable clips, {self.num_samples} windows, for "
+                f"{self.world_size} processes; use at most {self.num_samples} processes, add clips, or raise windows_per_clip"
+            )
+        needed = f"{self.step_samples} (batch_size {self.batch_size} times {self.world_size} processes)"
+        if self.num_samples < self.step_samples:
+            raise UserError(
+                f"{clips} usable clips with windows_per_clip={self.order.windows_per_clip} give {self.num_samples} windows, one step needs {needed}; "
+                f"lower batch_size to {self.num_samples // self.world_size} or raise windows_per_clip"
+            )
+        # left out they would be, with more processes, clips that were trained on with fewer: data never depends on the machine
+        small = {name: count for name, count in zip(self.order.mix.buckets, self.order.bucket_windows.tolist()) if count < self.step_samples}
+        if small:
+            raise UserError(
+                f"a step holds clips of one shape and needs {needed} windows; an epoch has {', '.join(f'{n} of {k}' for k, n in small.items())}: "
+                "raise windows_per_clip, lower batch_size, or leave these clips out by `where` or by `exclude` in dataset.yaml"
+            )
 
     @property
     def num_samples(self) -> int:
         """Windows of an epoch, over all processes."""
-        return len(self.shard_of_clip) * self.windows_per_clip
+        return self.order.num_samples
 
     @property
     def step_samples(self) -> int:
@@ -137,19 +129,31 @@ class WindowSource(IterableDataset[Window]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch, the same for every process; the remainder is dropped."""
-        return self.num_samples // self.step_samples
+        """Batches of an epoch, the same for every process; the remainder of each shape is dropped."""
+        return self.order.num_steps(self.step_samples)
+
+    @property
+    def _end(self) -> int:
+        """Positions of an epoch. Where a step holds one of several shapes the remainders are no positions."""
+        return self.num_samples if self._one_bucket else self.steps_per_epoch * self.step_samples
+
+    @property
+    def _one_bucket(self) -> bool:
+        return len(self.order.mix.buckets) == 1
 
     def state_dict(self) -> dict[str, int]:
         """Where the next iteration starts: epoch, and position in samples of the whole job."""
         epoch, position = self._cursor.tolist()
-        return {"epoch": epoch, "position": position, "seed": self.seed, "num_samples": self.num_samples}
+        state = {"epoch": epoch, "position": position, "seed": self.seed, "num_samples": self.num_samples}
+        if self.order.fingerprint:
+            state["order"] = self.order.fingerprint
+        return state if self._one_bucket else {**state, "step_samples": self.step_samples}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next iteration there.
 
         Raises:
-            UserError: a state of another seed or of another number of windows, so of another order.
+            UserError: a state of another seed, of another number of windows or of another mix, so of another order.
         """
         for name, here in (("seed", self.seed), ("num_samples", self.num_samples)):
             if state[name] != here:
@@ -157,20 +161,29 @@ class WindowSource(IterableDataset[Window]):
                     f"the checkpoint was reading an order with {name} {state[name]}, this run has {here}: data, windows_per_clip, window length "
                     "or seed changed, so it can not go on exactly; restore them, or start a new run with init_from"
                 )
+        if state.get("order", 0) != self.order.fingerprint:
+            raise UserError(
+                "the checkpoint was reading another mix of data: sets, their order, weights, conditions (`where`) or sizes of pictures changed, "
+                "so it can not go on exactly; restore them, or start a new run with init_from"
+            )
+        if state["position"] and state.get("step_samples", self.step_samples) != self.step_samples:
+            raise UserError(
+                f"the checkpoint was reading steps of {state['step_samples']} windows, this run has {self.step_samples} (batch_size "
+                f"{self.batch_size} times {self.world_size} processes): with pictures of several sizes the order depends on it; choose batch_size so "
+                f"that it is {state['step_samples']} again, or start a new run with init_from"
+            )
         self.seek(state["epoch"], state["position"])
 
     def seek(self, epoch: int, position: int) -> None:
         """Start the next iteration at a position of an epoch; the end of an epoch is the start of the next."""
-        if position + self.step_samples > self.num_samples:
+        if position + self.step_samples > self._end:
             epoch, position = epoch + 1, 0
         self._cursor.copy_(torch.tensor([epoch, position]))
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Draws of an epoch, over all processes."""
-        if self.shuffle:
-            return epoch_order(self.shard_of_clip, self.windows_per_clip, self.seed, epoch, self.shards_in_flight)
-        clips = len(self.shard_of_clip)
-        return (np.arange(clips)[None] * self.windows_per_clip + np.arange(self.windows_per_clip)[:, None]).reshape(-1)
+    def seen(self, epoch: int, position: int) -> np.ndarray:
+        """Windows that the order took from each data set before a position of an epoch, int64 (sets,); epochs before it count whole."""
+        draws, _ = self.order.epoch(epoch, self.step_samples)
+        return epoch * self.order.set_windows + np.bincount(self.order.sets_of(draws[:position]), minlength=len(self.order.set_windows))
 
     def __iter__(self) -> Iterator[Window]:
         epoch, start = self._cursor.tolist()
@@ -179,11 +192,11 @@ class WindowSource(IterableDataset[Window]):
     def _windows(self, epoch: int, start: int) -> Iterator[Window]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        order = self.order(epoch)
-        for step in range(first, (self.num_samples - start) // self.step_samples, stride):
+        draws, epochs = self.order.epoch(epoch, self.step_samples)
+        for step in range(first, (self._end - start) // self.step_samples, stride):
             begin = start + step * self.step_samples + self.rank * self.batch_size
-            for draw in order[begin : begin + self.batch_size].tolist():
-                yield Window(draw // self.windows_per_clip, (self.seed, epoch if self.shuffle else 0, draw))
+            for draw, visit in zip(draws[begin : begin + self.batch_size].tolist(), epochs[begin : begin + self.batch_size].tolist()):
+                yield Window(draw // self.order.windows_per_clip, (self.seed, visit, draw))
 
 
 class ShardLoader(StatefulDataLoader):
@@ -257,38 +270,3 @@ class ShardLoader(StatefulDataLoader):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-class ByteCache(Generic[Value]):
-    """Values by key up to a number of bytes; the least recently used leave first.
-
-    Args:
-        max_bytes: 0 keeps nothing.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise UserError(f"cache_bytes is {max_bytes}, must not be negative; 0 keeps nothing in memory")
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
-
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether a value fits without another one leaving."""
-        return self.num_bytes + num_bytes <= self.max_bytes
-
-    def get(self, key: Hashable) -> Value | None:
-        entry = self._values.get(key)
-        if entry is None:
-            return None
-        self._values.move_to_end(key)
-        return entry[0]
-
-    def put(self, key: Hashable, value: Value, num_bytes: int) -> None:
-        if num_bytes > self.max_bytes or key in self._values:
-            return
-        self._values[key] = (value, num_bytes)
-        self.num_bytes += num_bytes
-        while self.num_bytes > self.max_bytes:
-            _, (_, freed) = self._values.popitem(last=False)
-            self.num_bytes -= freed

@@ -38,7 +38,7 @@ def test_batch_shapes(ramp):
 def test_sound_and_captions_belong_to_the_same_pixel_frames(ramp):
     """Latent k holds k and covers frames 4k-3..4k; audio of frame t holds t; a caption's feature holds its first frame of its first use."""
     data = module(ramp)
-    frames_of = {clip.key: clip.frames for clip in data._clips["train"].split.clips}
+    frames_of = {clip.key: clip.frames for clip in data._clips["train"].parts[0].split.clips}
     seen_first, seen_last, changes = False, False, 0
     for epoch in range(3):
         for batch in data.loader("train") if epoch == 0 else data.train_dataloader():

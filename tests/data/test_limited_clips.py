@@ -13,7 +13,7 @@ def test_limited_clips_are_the_first_of_each_split(cls, ramp):
     def clips(**options):
         data = cls(str(ramp / "train"), str(ramp / "val"), batch_size=2, **MODULES[cls], **options)
         data.setup("fit")
-        return {split: [clip.key for clip in data._clips[split].split.clips] for split in ("train", "val")}, len(data.train_dataloader())
+        return {split: [clip.key for clip in data._clips[split].parts[0].split.clips] for split in ("train", "val")}, len(data.train_dataloader())
 
     everything, steps = clips()
     assert (len(everything["train"]), steps) == (7, 7 * 8 // 2)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowact.data.pipeline import ByteCache, ShardLoader, Window, WindowSource, epoch_order
+from flowact.data.cache import ByteCache
+from flowact.data.pipeline import ShardLoader, Window, WindowSource, epoch_order
 from flowact.errors import UserError
 
 SHARDS = [0, 0, 0, 1, 1, 2, 2]  # seven clips in three shards
