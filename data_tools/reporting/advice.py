@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_tools.manifest import UNKNOWN
 from data_tools.reporting.charts import number_text
-from data_tools.reporting.contents import UNKNOWN, Contents
+from data_tools.reporting.contents import Contents
 from data_tools.reporting.decisions import Decisions
 from flowact.data.schema import DatasetInfo
 from flowact.types import FIRST_STREAMED_FRAME, STATES
@@ -69,7 +70,7 @@ def _splits(contents: Contents) -> Iterator[Advice]:
             homes[name] = homes.get(name, 0) + 1
     shared = sorted(name for name, count in homes.items() if count > 1)
     if shared:
-        text = f"{len(shared)} people are in more than one split ({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}): what val measures is not new."
+        text = f"{len(shared)} people are in more than one split ({_some(shared)}): what val measures is not new."
         yield Advice(text, "flowact-data split DATASET", "people", serious=True)
 
 
@@ -77,11 +78,12 @@ def _people(contents: Contents, fps: int) -> Iterator[Advice]:
     frames = contents.total("frames_of_identity")
     thin = [name for name, count in frames.items() if count < THIN_SECONDS * fps]
     if thin and len(frames) > 1:
-        text = f"{len(thin)} of {len(frames)} people have less than {THIN_SECONDS:g} s: {', '.join(sorted(thin)[:3])}{', ...' if len(thin) > 3 else ''}."
-        yield Advice(text, "a reference picture and a window of the same person need more; record more, or join names that are one person", "people")
+        text = f"{len(thin)} of {len(frames)} people have less than {THIN_SECONDS:g} s: {_some(sorted(thin))}."
+        yield Advice(text, "a reference picture and a window of one person need more; record more, or join names of the same person", "people")
     name, most = max(frames.items(), key=lambda entry: entry[1])
     if len(frames) > 2 and most > MOSTLY_ONE * contents.frames:
-        yield Advice(f"{name} has {most / contents.frames:.0%} of all frames.", "the model will draw others like them; weigh people when loading", "people")
+        fix = "the model will draw others like them; record more of the others"
+        yield Advice(f"{name} has {most / contents.frames:.0%} of all frames.", fix, "people")
 
 
 def _behaviour(contents: Contents) -> Iterator[Advice]:
@@ -133,3 +135,7 @@ def _build(decisions: Decisions, contents: Contents | None) -> Iterator[Advice]:
 
 def _clips(count: int) -> str:
     return f"{number_text(count, 6)} clip{'' if count == 1 else 's'}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -14,9 +14,6 @@ import numpy as np
 from data_tools.manifest import Clip, read_clips
 from flowact.data.schema import DatasetInfo, from_entries, parse_captions
 
-#: clips whose sound is silent more than this, and states that last longer than this, are worth a word
-UNKNOWN = "unknown"
-
 
 @dataclass
 class SplitContents:
@@ -153,7 +150,7 @@ def choose(places: Sequence[Place], count: int) -> list[Place]:
     return chosen[:count]
 
 
-def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Smallest, middle and largest."""
     array_ = np.asarray(values)
     return float(array_.min()), float(np.median(array_)), float(array_.max())

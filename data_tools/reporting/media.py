@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from flowact.data.schema import write_atomically
 from flowact.data.shards import ShardError, ShardReader, decode
 
 MEDIA_FOLDER = "media"
+_NAME = re.compile(r"[0-9a-f]{20}\.(jpg|png|mp4)(\.part)?\Z")
 THUMB_HEIGHT = 150
 
 
@@ -49,9 +51,9 @@ class MediaFolder:
         return f"{MEDIA_FOLDER}/{name}"
 
     def finish(self) -> None:
-        """Remove what no page shows any more; call when the new page is in place."""
+        """Remove files of earlier reports that no page shows any more; call when the new page is in place."""
         for path in self.folder.iterdir():
-            if path.name not in self.used:
+            if path.name not in self.used and _NAME.match(path.name):
                 path.unlink()
 
 
@@ -84,6 +86,11 @@ class Shards:
         reader, numbers = self._shard(shard)
         number = numbers[key]
         return {suffix: reader.read(number, suffix) for suffix in reader.entries[number].members}
+
+    def metadata(self, shard: str, key: str) -> dict[str, Any]:
+        """KEY.json of a clip. Raises as `members`."""
+        reader, numbers = self._shard(shard)
+        return decode("json", reader.read(numbers[key], "json"), f"{shard}/{key}")
 
     def frame(self, shard: str, key: str) -> np.ndarray:
         """The middle frame, uint8 (H, W, 3). Raises as `members`, and MediaError."""

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from data_tools.reporting import charts
 from data_tools.reporting.charts import STATE_COLOURS, number_text
-from data_tools.reporting.contents import Contents, quantiles
+from data_tools.reporting.contents import Contents, Place, quantiles
 from data_tools.reporting.decisions import Decisions, FunnelRow, Score, Threshold, histogram, plain_text
 from data_tools.reporting.media import Film, Shown
 from flowact.data.schema import from_entries, parse_captions
@@ -135,7 +135,7 @@ def seconds_text(seconds: float) -> str:
     return f"{number_text(seconds / 60)} min" if seconds < 5400 else f"{number_text(seconds / 3600)} h"
 
 
-# --- the build ----------------------------------------------------------------------------------------------------------------------------------------
+# --- the build --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def funnel_views(decisions: Decisions) -> list[FunnelView]:
@@ -202,29 +202,29 @@ def _rule_view(rule: Threshold, thumbnail: Callable[[str], Shown], each: int) ->
     return RuleView(rule.text, rule.kept, rule.broken, pictures)
 
 
-# --- the dataset --------------------------------------------------------------------------------------------------------------------------------------
+# --- the dataset ------------------------------------------------------------------------------------------------------------------------------------
 
 
 def split_views(contents: Contents, fps: int) -> list[SplitView]:
     """A column for each split."""
     views = []
     for name, split in sorted(contents.splits.items()):
-        sizes = [size / 1e6 for size in split.shards.values()]
-        low, middle, high = quantiles(sizes)
+        sizes, colour = [size / 1e6 for size in split.shards.values()], SPLIT_COLOURS.get(name, charts.OTHER_COLOUR)
+        low, middle, high = map(number_text, quantiles(sizes))
         named = [(f"{shard}: {number_text(size / 1e6)} MB", size) for shard, size in split.shards.items()]
         states = {state: split.frames_of_state[state] for state in ordered_states(split.frames_of_state)}
         views.append(
             SplitView(
                 name,
-                SPLIT_COLOURS.get(name, charts.OTHER_COLOUR),
+                colour,
                 split.clips,
                 hours_text(split.frames, fps),
                 len(split.frames_of_identity),
                 len(split.shards),
                 number_text(split.num_bytes / 1e6),
                 charts.shares(states, STATE_COLOURS, f"states of {name}"),
-                charts.bars_svg(_thinned(named), f"sizes of {len(sizes)} shards of {name}", SPLIT_COLOURS.get(name, charts.OTHER_COLOUR)),
-                f"{number_text(low)} to {number_text(high)} MB, half of them below {number_text(middle)} MB" if len(sizes) > 1 else f"{number_text(low)} MB",
+                charts.bars_svg(_thinned(named), f"sizes of {len(sizes)} shards of {name}", colour),
+                f"{low} to {high} MB, half of them below {middle} MB" if len(sizes) > 1 else f"{low} MB",
             )
         )
     return views
@@ -255,9 +255,8 @@ def people_views(contents: Contents, fps: int) -> tuple[list[PersonView], str]:
             for split, count in zip(names, counts)
             if count
         )
-        views.append(
-            PersonView(name, clips[name], tuple(hours_text(count, fps) if count else "" for count in counts), hours_text(frames[name], fps), Markup(bar))
-        )
+        by_split = tuple(hours_text(count, fps) if count else "" for count in counts)
+        views.append(PersonView(name, clips[name], by_split, hours_text(frames[name], fps), Markup(bar)))
     rest = ranked[MOST_PEOPLE:]
     text = f"{len(rest)} more people have {hours_text(sum(frames[name] for name in rest), fps)} together." if rest else ""
     return views, text
@@ -305,8 +304,6 @@ def film_view(found: Film, fps: int) -> FilmView:
     captions = parse_captions(metadata, found.place.where)
     frames = metadata["frames"]
     ends = [int(end) for end in [*captions.starts[1:], frames]]
-    runs = [(int(first), end, state) for first, end, state in zip(captions.starts, ends, captions.states)]
-    stored = [(first, end, state) for first, end, state in from_entries("states", metadata)] or runs
     curve = None
     if found.peaks_N2 is not None:
         what = "sound" if found.mouth_T is None else "sound, and opening of the mouth"
@@ -317,8 +314,36 @@ def film_view(found: Film, fps: int) -> FilmView:
         f"{frames / fps:.1f} s",
         str(source.get("license") or "unknown"),
         str(source.get("consent") or "unknown"),
-        tuple((f"{first / fps:.1f}", f"{end / fps:.1f}", state, text) for (first, end, state), text in zip(runs, captions.texts)),
-        charts.strip(stored, frames, fps),
+        tuple(
+            (f"{first / fps:.1f}", f"{end / fps:.1f}", state, text)
+            for first, end, state, text in zip(captions.starts, ends, captions.states, captions.texts)
+        ),
+        charts.strip(_states(metadata, found.place.where), frames, fps),
         curve,
         frames / fps,
     )
+
+
+@dataclass(frozen=True)
+class TimelineView:
+    """A clip's states over time."""
+
+    key: str
+    split: str
+    identity: str
+    seconds: str
+    strip: Markup
+
+
+def timeline(place: Place, metadata: Mapping[str, Any], fps: int) -> TimelineView:
+    """States of a clip from its metadata."""
+    frames = metadata["frames"]
+    return TimelineView(place.key, place.split, place.identity, f"{frames / fps:.1f} s", charts.strip(_states(metadata, place.where), frames, fps))
+
+
+def _states(metadata: Mapping[str, Any], where: str) -> list[tuple[int, int, str]]:
+    """Runs of states; those of the captions where the clip does not list them."""
+    stored = [(first, end, state) for first, end, state in from_entries("states", metadata)]
+    captions = parse_captions(metadata, where)
+    ends = [*captions.starts[1:], metadata["frames"]]
+    return stored or [(int(first), int(end), state) for first, end, state in zip(captions.starts, ends, captions.states)]
