@@ -23,6 +23,8 @@ PIECE_CYCLES = 250
 SPEECH = 0.5
 SILENT_DB = -100.0
 HYSTERESIS = 0.15
+#: change of a mouth's opening within a second, below which it stands still; in the detector's unit, a share of the face's size
+STILL = 0.04
 
 
 @final
@@ -52,7 +54,7 @@ class Voice(Step):
         min_speech: int = 6,
         min_pause: int = 8,
         bleed_db: float = 12.0,
-        still: float = 0.04,
+        still: float = STILL,
         min_share: float | None = None,
         max_off_screen: float | None = None,
     ) -> None:
