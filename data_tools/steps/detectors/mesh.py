@@ -28,6 +28,7 @@ DETECTION_STRIDE = 4  # pixels between anchors of the full-range model
 CROP_SCALE = 1.5  # of the face's longer side: what the mesh was trained on
 SAME_FACE = 0.3  # overlap from which a detection is a face that is followed already
 SMALLEST = 16  # pixels; below, the mesh hallucinates
+BARE = 40.0  # the mesh's presence before its sigmoid: 38 to 65 for bare faces, 10 to 25 with a hand over them; 0 is its even chance
 
 # numbers of mesh points
 EYE_RIGHT, EYE_LEFT = 33, 263  # outer corners
@@ -40,8 +41,9 @@ LIPS = (61, 291, 0, 17, 37, 267, 39, 269, 84, 314, 181, 405, 91, 321, 146, 375)
 class MeshDetector(FaceDetector):
     """Boxes, mouth opening and pose from a face mesh that is re-cropped from its own points frame after frame (as accurate as the model gets).
 
-    A face is found by BlazeFace (7 ms on a core, every `detect_every`-th frame and where one was lost) and followed by the mesh (3 ms a face).
+    A face is found by BlazeFace (7 ms on a core, every `detect_every`-th frame and where one was lost), followed by the mesh (3 ms a face).
     A face below about 16 pixels of the view or turned beyond about 70 degrees is not seen; drawn faces mostly are, with smaller mouths.
+    The score is 1 for a bare face and falls to about a quarter under a hand.
 
     Args:
         every: the mesh is fitted to every n-th frame and interpolated between. Lip-sync needs each frame; 2 halves the cost, syllables remain.
@@ -131,8 +133,8 @@ class _Follower(FaceReader):
         matrix = np.array([[cosine, -sine, crop.x - (cosine - sine) * size / 2], [sine, cosine, crop.y - (sine + cosine) * size / 2]])
         cut = cv2.warpAffine(picture_HWC, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
         points, presence = self.mesh(cut.astype(np.float32) / 255.0)
-        score = float(1 / (1 + np.exp(-np.clip(presence.reshape(-1)[0], -50, 50))))
-        if score < self.detector.min_presence:
+        logit = float(presence.reshape(-1)[0])
+        if 1 / (1 + np.exp(-np.clip(logit, -50, 50))) < self.detector.min_presence:
             return None
         points_P3 = points.reshape(-1, 3)
         points_P2 = points_P3[:, :2] @ matrix[:, :2].T + matrix[:, 2]
@@ -146,7 +148,8 @@ class _Follower(FaceReader):
         lips_P2 = points_P2[list(LIPS)]
         boxes_X4 = np.array([[*low, *high], [*lips_P2.min(0), *lips_P2.max(0)]]) / [width, height, width, height]
         opening = np.linalg.norm(points_P2[LIP_UPPER] - points_P2[LIP_LOWER]) / max(float(np.linalg.norm(eyes)), 1e-6)
-        face = Face(np.clip(boxes_X4, 0, 1).astype(np.float32), score, float(opening), _pose(np.concatenate([points_P2, depth_P[:, None]], 1)))
+        pose = _pose(np.concatenate([points_P2, depth_P[:, None]], 1))
+        face = Face(np.clip(boxes_X4, 0, 1).astype(np.float32), float(np.clip(logit / BARE, 0, 1)), float(opening), pose)
         return _Crop(float(middle[0]), float(middle[1]), CROP_SCALE * float((high - low).max()), float(np.arctan2(eyes[1], eyes[0]))), face
 
     def _detect(self, picture_HWC: np.ndarray) -> list[tuple[_Crop, np.ndarray]]:

@@ -8,7 +8,10 @@ from given_faces import HEIGHT, WIDTH, clips, face, tracked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_recording import act, broken, record, spans, whole
+from real_clips import need_mesh, real_clip
 
+from data_tools.steps.base import Clip, Plan, Span
+from data_tools.steps.detectors.mesh import MeshDetector
 from data_tools.steps.detectors.sidecar import SidecarBoxes
 from data_tools.steps.faces import ABOVE, BELOW, BESIDE, FaceTracks, head_and_shoulders, largest
 from flowact.errors import UserError
@@ -211,3 +214,14 @@ def test_impossible_arguments_are_refused():
     for arguments, words in (({"people": "two"}, "single, one, each"), ({"median": 4}, "odd"), ({"crop": "square"}, "face, largest, none")):
         with pytest.raises(UserError, match=words):
             FaceTracks(SidecarBoxes(), **arguments)
+
+
+def test_a_hand_over_the_face_moves_the_occlusion_score(tmp_path):
+    need_mesh()
+    step = FaceTracks(MeshDetector(), max_occlusion=0.3)
+    recording = record(tmp_path, [step], video=real_clip("langer"))
+    hand, bare = (step.score(Clip(recording, Plan(Span(*frames)))) for frames in ((100, 140), (260, 400)))
+    assert hand["face_share"] == bare["face_share"] == 1
+    assert "covered or lost" in broken(step, hand)["occlusion"]
+    assert broken(step, bare) == {}
+    assert bare["occlusion"] < 0.05
