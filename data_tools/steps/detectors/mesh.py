@@ -27,6 +27,7 @@ DETECTION_FILE, MESH_FILE = "face_detection_full_range.tflite", "face_landmark.t
 DETECTION_STRIDE = 4  # pixels between anchors of the full-range model
 CROP_SCALE = 1.5  # of the face's longer side: what the mesh was trained on
 SAME_FACE = 0.3  # overlap from which a detection is a face that is followed already
+JUMP, GRID = 20.0, 16  # mean change in colour values, at every n-th pixel, from which another shot has begun
 SMALLEST = 16  # pixels; below, the mesh hallucinates
 BARE = 40.0  # the mesh's presence before its sigmoid: 38 to 65 for bare faces, 10 to 25 with a hand over them; 0 is its even chance
 
@@ -41,7 +42,7 @@ LIPS = (61, 291, 0, 17, 37, 267, 39, 269, 84, 314, 181, 405, 91, 321, 146, 375)
 class MeshDetector(FaceDetector):
     """Boxes, mouth opening and pose from a face mesh that is re-cropped from its own points frame after frame (as accurate as the model gets).
 
-    A face is found by BlazeFace (7 ms on a core, every `detect_every`-th frame and where one was lost), followed by the mesh (3 ms a face).
+    A face is found by BlazeFace (7 ms on a core, every `detect_every`-th frame, after cuts and losses) and followed by the mesh (3 ms).
     A face below about 16 pixels of the view or turned beyond about 70 degrees is not seen; drawn faces mostly are, with smaller mouths.
     The score is 1 for a bare face and falls to about a quarter under a hand.
 
@@ -103,17 +104,24 @@ class _Follower(FaceReader):
         self.mesh = _Model(str(folder / MESH_FILE))
         self.crops: list[_Crop] = []
         self.next_search = 0
+        self.before: np.ndarray | None = None
 
     def read(self, number: int, picture_HWC: np.ndarray | None) -> Sequence[Face]:
         assert picture_HWC is not None  # it has a view
         fitted = self._fit(picture_HWC, self.crops)
         lost = len(fitted) < len(self.crops)
-        if number >= self.next_search or lost:
+        if self._jumps(picture_HWC) or lost or number >= self.next_search:
             found = [crop for crop, box in self._detect(picture_HWC) if all(overlap(box, face.boxes_X4[0]) < SAME_FACE for _, face in fitted)]
             fitted += self._fit(picture_HWC, found[: self.detector.max_faces - len(fitted)])
             self.next_search = number + self.detector.detect_every
         self.crops = [crop for crop, _ in fitted]
         return [face for _, face in fitted]
+
+    def _jumps(self, picture_HWC: np.ndarray) -> bool:
+        """Whether another shot seems to have begun since the last picture."""
+        coarse, before = picture_HWC[::GRID, ::GRID].astype(np.int16), self.before
+        self.before = coarse
+        return before is not None and float(np.abs(coarse - before).mean()) > JUMP
 
     def _fit(self, picture_HWC: np.ndarray, crops: Sequence[_Crop]) -> list[tuple[_Crop, Face]]:
         """The mesh in each crop, where there is a face; with the crop for the next frame. Two crops that ended on one face become one."""

@@ -83,6 +83,13 @@ def test_a_face_ends_with_its_shot():
     assert not seen[63:].any()
 
 
+def test_a_face_begins_with_its_shot():
+    need_mesh()
+    seen = np.array([len(faces) for faces in follow(real_clip("noface_face"), detect_every=1000)])
+    assert not seen[:98].any()
+    assert seen[100:154].all()
+
+
 def test_a_mirrored_picture_is_measured_alike(portrait):
     plain, mirrored = only(portrait), only(portrait[:, ::-1])
     assert mirrored.pose[0] == pytest.approx(-plain.pose[0], abs=4)
