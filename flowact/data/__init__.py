@@ -1,6 +1,6 @@
 """Data: the shard format, checked random access, an exactly resumable loader, and the Lightning data modules.
 
-`ShardDataModule` and `FrameDataModule` are imported from `flowact.data.datamodule` on first use, as they need Lightning.
+`ShardDataModule`, `FrameDataModule` and `Source` are imported from `flowact.data.datamodule` on first use, as they need Lightning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flowact.data.shards import (
 )
 
 if TYPE_CHECKING:
-    from flowact.data.datamodule import FrameDataModule, ShardDataModule
+    from flowact.data.datamodule import FrameDataModule, ShardDataModule, Source
 
 __all__ = [
     "COLUMNS",
@@ -51,6 +51,7 @@ __all__ = [
     "ShardIndex",
     "ShardReader",
     "ShardWriter",
+    "Source",
     "Split",
     "build_index",
     "decode",
@@ -70,7 +71,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("FrameDataModule", "ShardDataModule"):
+    if name in ("FrameDataModule", "ShardDataModule", "Source"):
         from flowact.data import datamodule
 
         return getattr(datamodule, name)
