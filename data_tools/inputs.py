@@ -1,45 +1,39 @@
 """Where recordings come from: folders, tables and WebDataset shards, on this machine or at any address that fsspec knows.
 
-Nothing is dropped without a word: what is no recording is listed with the reason.
+Nothing is dropped without a word: what is no recording is listed with the reason. One recording that is faulty never hides the others.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
+import math
 import os
 import re
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.media.container import VIDEO_SUFFIXES, FootageError, check_file
+from data_tools import addresses
+from data_tools.media.container import VIDEO_SUFFIXES, check_file
+from data_tools.tables import TABLE_SUFFIXES, choose_columns, plain_text, read_rows, seconds_of
 from flowact.data.media import MediaError
 from flowact.errors import UserError, did_you_mean
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 #: what may lie beside KEY.mp4, as KEY.SUFFIX
 SIDECARS = ("wav", "other.wav", "txt", "json", "boxes.npy", "states.npy", "TextGrid", "eaf", "csv", "srt")
-#: our name of a table's column -> names that are understood without being told
-COLUMNS = {
-    "video": ("video", "path", "file", "url", "uri"),
-    "start": ("start", "start_s", "begin"),
-    "end": ("end", "end_s", "stop"),
-    "identity": ("identity", "person", "speaker", "name"),
-    "caption": ("caption", "text", "prompt"),
-    "license": ("license", "licence"),
-    "consent": ("consent",),
-    "split": ("split",),
-}
 MAX_ID = 60
+SPLITS = ("train", "val")
+#: bytes of a sidecar that says something in words
+MAX_WORDS = 1 << 20
+MAX_CAPTION = 2000
 REMOTE_FOLDER = "remote"
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+#: how a file in a tar is named by WebDataset: all up to the first dot is the sample's key
+_MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_PICKLES = ("pth", "pt", "pkl", "pickle", "pyd")
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Source:
 
     Attributes:
         id: plain characters, at most 60, unique in its input, the same when others are added.
-        address: a local path, or an address that fsspec knows.
+        address: a local path, or an address that fsspec knows, or MEMBER::TAR.
         identity: of the person shown.
         start_s: second at which it begins, where a table says so.
         end_s: second at which it ends, likewise.
@@ -101,7 +95,7 @@ def find_sources(address: str, *, columns: Mapping[str, str] | None = None) -> F
     """Recordings of an input, in an order that does not depend on the machine.
 
     Args:
-        address: a folder, a table (.csv, .tsv, .jsonl, .parquet) or a shard (.tar), local or remote.
+        address: a folder, a table (.csv, .tsv, .jsonl, .parquet), a shard (.tar) or one video, local or remote.
         columns: of a table: our name -> its name.
 
     Raises:
@@ -114,7 +108,7 @@ def find_sources(address: str, *, columns: Mapping[str, str] | None = None) -> F
         return _table(address, suffix, columns or {})
     if suffix == ".tar":
         return _shard(address)
-    return _remote_folder(address) if _is_remote(address) else _folder(Path(address))
+    return _remote_folder(address) if addresses.is_remote(address) else _folder(Path(address))
 
 
 @contextmanager
@@ -126,87 +120,129 @@ def fetch(source: Source, work: Path) -> Iterator[LocalFiles]:
     """
     folder = work / REMOTE_FOLDER / f"{source.id}-{os.getpid()}"
     try:
-        video = _local(source.address, folder, PurePosixPath(source.address).suffix or ".mp4")
+        video = _local(source.address, folder, _video_suffix(source.address))
         yield LocalFiles(video, {suffix: _local(address, folder, f".{suffix}") for suffix, address in source.sidecars.items()})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _local(address: str, folder: Path, suffix: str) -> Path:
-    if "::" not in address and not _is_remote(address):
+    if not addresses.is_remote(address) and addresses.member_of(address) is None:
         check_file(Path(address))
         return Path(address)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"file{suffix}"
-    try:
-        if "::" in address:
-            member, _, tar = address.partition("::")
-            with tarfile.open(tar, "r:") as archive:
-                payload = archive.extractfile(member)
-                if payload is None:
-                    raise FootageError(f"{address} is no file in the shard; repack it", "no-file")
-                with target.open("wb") as file:
-                    shutil.copyfileobj(payload, file, 1 << 20)
-        else:
-            with _fsspec().open(address, "rb") as remote, target.open("wb") as file:
-                shutil.copyfileobj(remote, file, 1 << 20)
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-        if isinstance(error, MediaError):
-            raise
-        raise FootageError(f"{address} can not be read ({type(error).__name__}: {error}); check the address and your access to it", "no-file") from error
+    addresses.copy(address, target)
     return target
+
+
+def _video_suffix(address: str) -> str:
+    """What a copy is called, whatever the address has behind its name."""
+    inside = addresses.member_of(address)
+    suffix = PurePosixPath(_without_query(inside[0] if inside else address)).suffix.lower()
+    return suffix if suffix in VIDEO_SUFFIXES else ".mp4"
+
+
+class _Gathering:
+    """Recordings as they are found, each with what its sidecars say, or the reason why it is none."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+        self.skipped: list[Skipped] = []
+
+    def add(self, source: Source, **stronger: Any) -> None:
+        """Values that are not None win over what sidecars say."""
+        try:
+            told = {name: value for name, value in stronger.items() if value is not None}
+            source = replace(_with_sidecars(source), **told)
+            if source.split not in (None, *SPLITS):
+                raise MediaError(f"split is {source.split!r}, expected {' or '.join(SPLITS)}; recordings that say none are split by person")
+            self.sources.append(source)
+        except MediaError as error:
+            self.skip(source.address, str(error))
+
+    def skip(self, address: str, reason: str) -> None:
+        self.skipped.append(Skipped(address.encode(errors="surrogateescape").decode(errors="replace"), reason))
+
+    def found(self) -> Found:
+        return Found(_unique(self.sources), tuple(self.skipped))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _folder(root: Path) -> Found:
-    if not root.is_dir():
+    if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file():
+        paths, root = [root], root.parent
+    elif root.is_dir():
+        paths = sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix())
+    else:
         near = [str(path) for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
         raise UserError(f"there is no folder {root}.{did_you_mean(str(root), near)}")
-    real = root.resolve()
-    sources, skipped = [], []
-    for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.is_dir():
-            continue
+    gathering, real = _Gathering(), root.resolve()
+    for path in paths:
         relative = path.relative_to(root)
-        try:
-            if any(part.startswith(".") for part in relative.parts):
-                raise MediaError("hidden; rename it without the leading dot if it is meant")
-            if path.is_symlink() and not path.resolve().is_relative_to(real):
-                raise MediaError("a link that leads out of the folder; copy the file, or give the folder that holds it")
-            check_file(path)
-        except MediaError as error:
-            skipped.append(Skipped(str(path), str(error)))
-            continue
-        sidecars = {suffix: str(_beside(path, suffix)) for suffix in SIDECARS if _beside(path, suffix).is_file()}
-        sources.append(_with_sidecars(Source(plain_id(relative), str(path), _person(relative), sidecars=sidecars)))
-    return Found(_unique(sources), tuple(skipped))
+        if path.is_symlink() and path.is_dir():
+            gathering.skip(str(path), "a link to a folder, which is not followed; give that folder as an input too")
+        elif path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
+            try:
+                _check_name(relative.as_posix())
+                _check_inside(path, real)
+                check_file(path)
+                beside = {suffix: _beside(path, suffix) for suffix in SIDECARS if os.path.isfile(_beside(path, suffix))}
+                for sidecar in beside.values():
+                    _check_inside(Path(sidecar), real)
+            except MediaError as error:
+                gathering.skip(str(path), str(error))
+            else:
+                gathering.add(Source(plain_id(relative), str(path), _person(relative), sidecars=beside))
+    return gathering.found()
 
 
 def _remote_folder(address: str) -> Found:
-    filesystem, root = _filesystem(address)
+    filesystem, root = addresses.filesystem(address)
     try:
-        files = {name: details for name, details in filesystem.find(root, detail=True).items() if details.get("type") != "directory"}
-    except OSError as error:
+        listed = filesystem.find(root, detail=True)
+    except Exception as error:  # file systems raise errors of their own kinds
         raise UserError(f"{address} can not be listed ({type(error).__name__}: {error}); check the address and your access to it") from error
-    scheme = address.partition("://")[0]
-    sources, skipped = [], []
+    files = {name: details for name, details in listed.items() if details.get("type") != "directory"}
+    if not files:
+        raise UserError(f"there is nothing at {address}; check the address and your access to it")
+    gathering = _Gathering()
     for name in sorted(files):
-        relative = PurePosixPath(name.removeprefix(root).lstrip("/"))
+        relative = PurePosixPath(name.removeprefix(root).lstrip("/") or PurePosixPath(name).name)
+        full = str(filesystem.unstrip_protocol(name))
         if relative.suffix.lower() not in VIDEO_SUFFIXES:
             continue
-        if not files[name].get("size", 1):
-            skipped.append(Skipped(f"{scheme}://{name}", "empty; copy it again"))
+        try:
+            _check_name(str(relative))
+            if files[name].get("size") == 0:
+                raise MediaError("empty; copy it again")
+        except MediaError as error:
+            gathering.skip(full, str(error))
             continue
         stem = name[: -len(relative.suffix)]
-        sidecars = {suffix: f"{scheme}://{stem}.{suffix}" for suffix in SIDECARS if f"{stem}.{suffix}" in files}
-        sources.append(_with_sidecars(Source(plain_id(relative), f"{scheme}://{name}", _person(relative), sidecars=sidecars)))
-    return Found(_unique(sources), tuple(skipped))
+        beside = {suffix: str(filesystem.unstrip_protocol(f"{stem}.{suffix}")) for suffix in SIDECARS if f"{stem}.{suffix}" in files}
+        gathering.add(Source(plain_id(relative), full, _person(relative), sidecars=beside))
+    return gathering.found()
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.stem}.{suffix}")
+def _check_name(relative: str) -> None:
+    if any(part.startswith(".") for part in relative.split("/")):
+        raise MediaError("hidden; rename it without the leading dot if it is meant")
+    try:
+        relative.encode()
+    except UnicodeEncodeError as error:
+        raise MediaError("its name is no UTF-8, which tables and shards need; rename it") from error
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        raise MediaError(f"{path.name} is a link that leads out of the folder; copy the file, or give the folder that holds it")
+
+
+def _beside(path: Path, suffix: str) -> str:
+    return os.path.join(path.parent, f"{path.stem}.{suffix}")
 
 
 def _person(relative: Path | PurePosixPath) -> str:
@@ -215,195 +251,144 @@ def _person(relative: Path | PurePosixPath) -> str:
 
 
 def _with_sidecars(source: Source) -> Source:
-    """What KEY.txt and KEY.json say about a recording."""
-    values: dict[str, Any] = dict(vars(source))
+    """What KEY.txt and KEY.json say about a recording.
+
+    Raises:
+        MediaError: one of them can not be read.
+    """
+    values: dict[str, Any] = {}
     try:
         if "txt" in source.sidecars:
-            values["caption"] = " ".join(_read(source.sidecars["txt"]).decode("utf-8").split())[:2000] or None
+            values["caption"] = " ".join(addresses.read(source.sidecars["txt"], MAX_WORDS).decode("utf-8-sig").split())[:MAX_CAPTION] or None
         if "json" in source.sidecars:
-            known = json.loads(_read(source.sidecars["json"]))
-            if isinstance(known, dict):
-                origin = known.get("source") if isinstance(known.get("source"), dict) else {}
-                values["identity"] = _text(known.get("identity")) or source.identity
-                values["split"] = _text(known.get("split"))
-                values["license"], values["consent"] = (_text(origin.get(name)) or _text(known.get(name)) for name in ("license", "consent"))
-                values["caption"] = _text(known.get("caption")) or values["caption"]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{source.address}: what lies beside it can not be read ({error}); correct or remove it") from error
-    return Source(**values)
+            known = json.loads(addresses.read(source.sidecars["json"], MAX_WORDS))
+            if not isinstance(known, dict):
+                raise ValueError("the .json is no object")
+            origin = known.get("source")
+            origin = origin if isinstance(origin, dict) else {}
+            values["identity"] = plain_text(known.get("identity")) or source.identity
+            values["split"] = plain_text(known.get("split"))
+            values["license"], values["consent"] = (plain_text(origin.get(name)) or plain_text(known.get(name)) for name in ("license", "consent"))
+            values["caption"] = plain_text(known.get("caption")) or values.get("caption")
+    except MediaError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"what lies beside it can not be read ({error}); correct or remove it") from error
+    return replace(source, **values)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _table(address: str, suffix: str, columns: Mapping[str, str]) -> Found:
-    rows = _rows(address, suffix)
-    if not rows:
-        raise UserError(f"{address} has no rows")
-    present = list(rows[0])
-    chosen: dict[str, str] = {}
-    for ours, theirs in columns.items():
-        if ours not in COLUMNS:
-            raise UserError(f"columns: there is no {ours!r}.{did_you_mean(ours, COLUMNS)}")
-        if theirs not in present:
-            raise UserError(f"{address} has no column {theirs!r}.{did_you_mean(theirs, present)}")
-        chosen[ours] = theirs
-    for ours, names in COLUMNS.items():
-        found = next((name for name in present if name.lower() in names), None)
-        if found is not None:
-            chosen.setdefault(ours, found)
-    if "video" not in chosen:
-        raise UserError(f"{address} has no column of videos, only {', '.join(present)}; name it in the recipe: columns: {{video: NAME}}")
-    base = address.rpartition("/")[0]
-    sources, skipped = [], []
-    for number, row in enumerate(rows, 2 if suffix in (".csv", ".tsv") else 1):
-        place = f"{address}:{number}"
-        video = _text(row.get(chosen["video"]))
-        if video is None:
-            skipped.append(Skipped(place, "the row names no video"))
+    rows, faults = read_rows(address, suffix)
+    chosen = choose_columns(address, [row.values for row in rows], columns)
+    gathering, base = _Gathering(), address.rpartition("/")[0]
+    for place, reason in faults:
+        gathering.skip(place, reason)
+    places: dict[tuple[str, float | None, float | None], str] = {}
+    for row in rows:
+        try:
+            video = plain_text(row.values.get(chosen["video"]))
+            if video is None:
+                raise MediaError(f"{chosen['video']} is empty; name the video")
+            start, end = (seconds_of(row.values.get(chosen[name]), chosen[name]) if name in chosen else None for name in ("start", "end"))
+            if start is not None and end is not None and end <= start:
+                raise MediaError(f"{chosen['end']} is {end:g}, not after {chosen['start']}, {start:g}; exchange or correct them")
+            first = places.setdefault((video, start, end), row.place)
+            if first != row.place:
+                raise MediaError(f"the same recording as {first}; remove one")
+            source = _row_source(video, base, start, end)
+        except MediaError as error:
+            gathering.skip(row.place, str(error))
             continue
-        where = video if _is_remote(video) or os.path.isabs(video) or not base else f"{base}/{video}"
-        values = {name: _text(row.get(chosen[name])) for name in ("identity", "caption", "license", "consent", "split") if name in chosen}
-        start, end = (_seconds(row.get(chosen[name]), place, name) if name in chosen else None for name in ("start", "end"))
-        if start is not None and end is not None and end <= start:
-            skipped.append(Skipped(place, f"it ends at {end:g} s, before it begins at {start:g} s"))
-            continue
-        others = {name: value for name, value in row.items() if name not in chosen.values() and isinstance(value, (str, int, float, bool))}
-        relative = PurePosixPath(video.partition("://")[2] if _is_remote(video) else video)
-        id_ = plain_id(PurePosixPath(*relative.parts[-2:]), extra=video + (f"@{start:g}" if start else ""))
-        sidecars = {} if _is_remote(where) else {suffix: str(_beside(Path(where), suffix)) for suffix in SIDECARS if _beside(Path(where), suffix).is_file()}
-        source = _with_sidecars(Source(id_, where, relative.stem, sidecars=sidecars))
-        sources.append(Source(**{**vars(source), **{name: value for name, value in values.items() if value}, "start_s": start, "end_s": end, "metadata": others}))
-    return Found(_unique(sources), tuple(skipped))
+        others = {name: value for name, value in row.values.items() if name not in chosen.values() and _is_plain(value)}
+        values = {name: plain_text(row.values.get(chosen[name])) for name in ("identity", "caption", "license", "consent", "split") if name in chosen}
+        gathering.add(source, start_s=start, end_s=end, metadata=others, **values)
+    return gathering.found()
 
 
-def _rows(address: str, suffix: str) -> list[dict[str, Any]]:
-    try:
-        data = _read(address)
-        if suffix == ".parquet":
-            try:
-                import pyarrow.parquet
-            except ImportError as error:
-                raise UserError(f"{address}: Parquet needs pyarrow; pip install 'flowact[data]'") from error
-            return pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-        text = data.decode("utf-8-sig")
-        if suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","))
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{address} can not be read as a table ({error})") from error
+def _row_source(video: str, base: str, start: float | None, end: float | None) -> Source:
+    remote = addresses.is_remote(video)
+    where = video if remote or os.path.isabs(video) or not base else f"{base}/{video}"
+    relative = PurePosixPath(_without_query(video).partition("://")[2] if remote else video)
+    plain = PurePosixPath(*(part for part in relative.parts if part not in ("/", "..")))
+    if not plain.name:
+        raise MediaError(f"{video!r} names no file; give the path of a video")
+    simple = not remote and plain == relative and len(plain.parts) <= 2
+    span = "" if start is None and end is None else f"@{start}-{end}"
+    id_ = plain_id(PurePosixPath(*plain.parts[-2:]), extra=span if simple else video + span)
+    beside = {} if addresses.is_remote(where) else {suffix: _beside(Path(where), suffix) for suffix in SIDECARS}
+    return Source(id_, where, plain.stem, sidecars={suffix: path for suffix, path in beside.items() if os.path.isfile(path)})
 
 
-def _seconds(value: Any, place: str, name: str) -> float | None:
-    """A number of seconds, or [hours:]minutes:seconds."""
-    if value is None or value == "":
-        return None
-    try:
-        parts = [float(part) for part in str(value).split(":")]
-        seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
-    except ValueError as error:
-        raise UserError(f"{place}: {name} is {value!r}, expected seconds or minutes:seconds") from error
-    if not 0 <= seconds < 1e6:
-        raise UserError(f"{place}: {name} is {value!r}, expected seconds from 0 on")
-    return seconds
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, bool)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _without_query(address: str) -> str:
+    """An address of the web without what follows its path; names of files may have question marks."""
+    return address.partition("?")[0] if re.match("https?://", address) else address
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _shard(address: str) -> Found:
-    if _is_remote(address):
-        raise UserError(f"{address}: shards to import are read from this machine; copy them first")
-    path = Path(address)
-    if not path.is_file():
-        raise UserError(f"there is no shard {path}")
-    members: dict[str, dict[str, str]] = {}
-    skipped = []
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", info.name)
-                if not info.isreg() or match is None:
-                    skipped.append(Skipped(f"{info.name}::{path}", "no regular file with a key and a suffix"))
-                elif match[2].rpartition(".")[2].lower() in ("pth", "pt", "pkl", "pickle", "pyd"):
-                    skipped.append(Skipped(f"{info.name}::{path}", "a pickle, which could run code, is never opened"))
-                else:
-                    members.setdefault(match[1], {})[match[2].lower()] = info.name
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is no uncompressed tar ({error}); WebDataset shards are plain .tar files") from error
-    sources = []
-    for key, found in members.items():
+    if not addresses.is_remote(address) and not Path(address).is_file():
+        raise UserError(f"there is no shard {address}")
+    samples: dict[str, dict[str, str]] = {}
+    gathering = _Gathering()
+    for member in addresses.members(address).values():
+        match = _MEMBER.match(member.name)
+        if member.refused or match is None:
+            gathering.skip(f"{member.name}::{address}", member.refused or "its name is no key, dot and suffix")
+        elif match[2].rpartition(".")[2].lower() in _PICKLES:
+            gathering.skip(f"{member.name}::{address}", "a pickle, which could run code, is never opened")
+        else:
+            samples.setdefault(match[1], {})[match[2].lower()] = member.name
+    for key, found in samples.items():
         video = next((name for suffix, name in found.items() if f".{suffix}" in VIDEO_SUFFIXES), None)
         if video is None:
-            skipped.append(Skipped(f"{key}::{path}", f"no video among {', '.join(found)}"))
+            gathering.skip(f"{key}::{address}", f"no video among {', '.join(found)}")
             continue
-        sidecars = {suffix: f"{found[suffix.lower()]}::{path}" for suffix in SIDECARS if suffix.lower() in found}
-        relative = PurePosixPath(path.stem, key.rpartition("/")[2] + PurePosixPath(video).suffix)
-        sources.append(_with_sidecars(Source(plain_id(relative), f"{video}::{path}", relative.stem, sidecars=sidecars)))
-    return Found(_unique(sources), tuple(skipped))
+        relative = PurePosixPath(PurePosixPath(address).stem, key.lstrip("/") + PurePosixPath(video).suffix)
+        beside = {suffix: f"{found[suffix.lower()]}::{address}" for suffix in SIDECARS if suffix.lower() in found}
+        gathering.add(Source(plain_id(relative), f"{video}::{address}", relative.stem, sidecars=beside))
+    return gathering.found()
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------------------------------------
+# --- ids --------------------------------------------------------------------------------------------------------------------------------------------
 
 
 def plain_id(relative: Path | PurePosixPath, extra: str = "") -> str:
-    """A recording's id from its path: plain characters, with a short hash where some were lost.
+    """A recording's id from its path: plain characters, with a hash where some were lost, so that two paths never get one id.
 
+    >>> plain_id(PurePosixPath("anna/01.mp4"))
+    'anna--01'
     >>> plain_id(PurePosixPath("anna/take 1.mp4"))
-    'anna-take-1-1d6571'
+    'anna--take-1-ac0886e4dd'
     """
-    text = "-".join(relative.with_suffix("").parts)
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[: MAX_ID - 8]
-    whole = extra or text
-    return plain if plain == text and not extra else f"{plain or 'clip'}-{hashlib.sha256(whole.encode(errors='surrogateescape')).hexdigest()[:6]}"
+    parts = relative.with_suffix("").parts
+    text = "--".join(parts)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[: MAX_ID - 11]
+    lossless = plain == text and relative.suffix == ".mp4" and not any("--" in part or part.startswith("-") or part.endswith("-") for part in parts)
+    if lossless and not extra:
+        return plain
+    return f"{plain or 'clip'}-{_hash(relative.as_posix() + extra)[:10]}"
 
 
 def _unique(sources: Iterable[Source]) -> tuple[Source, ...]:
-    """Two files that would get one id (a.mp4 and a.mov) are told apart by the hash of their whole names."""
+    """Whoever makes two names of one hash still gets two ids."""
     groups: dict[str, list[Source]] = {}
     for source in sources:
         groups.setdefault(source.id, []).append(source)
     unique = []
     for id_, found in groups.items():
-        for source in found:
-            tail = hashlib.sha256(f"{source.address}@{source.start_s}".encode(errors="surrogateescape")).hexdigest()[:6]
-            unique.append(source if len(found) == 1 else Source(**{**vars(source), "id": f"{id_[: MAX_ID - 7]}-{tail}"}))
+        tails = [""] if len(found) == 1 else [f"-{_hash(f'{source.address}@{source.start_s}-{source.end_s}')[:10]}" for source in found]
+        unique += [replace(source, id=id_[: MAX_ID - len(tail)] + tail) for source, tail in zip(found, tails, strict=True)]
     return tuple(unique)
 
 
-def _read(address: str) -> bytes:
-    if "::" in address:
-        member, _, tar = address.partition("::")
-        with tarfile.open(tar, "r:") as archive:
-            payload = archive.extractfile(member)
-            return payload.read() if payload else b""
-    if _is_remote(address):
-        with _fsspec().open(address, "rb") as file:
-            return file.read()
-    return Path(address).read_bytes()
-
-
-def _is_remote(address: str) -> bool:
-    return bool(_ADDRESS.match(address))
-
-
-def _filesystem(address: str) -> tuple[Any, str]:
-    try:
-        return _fsspec().url_to_fs(address)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{address!r} can not be opened ({error}); install what fsspec needs for it (s3:// needs s3fs), or copy the files") from error
-
-
-def _fsspec() -> Any:
-    try:
-        import fsspec.core
-    except ImportError as error:
-        raise UserError("addresses such as s3://bucket/folder need fsspec; pip install 'flowact[data]'") from error
-    return fsspec.core
-
-
-def _text(value: Any) -> str | None:
-    return str(value).strip() or None if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
-
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

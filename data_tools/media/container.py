@@ -9,7 +9,7 @@ from typing import Any
 
 from flowact.data.media import MediaError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp")
 #: pixels of a picture; 8192 x 8192 is more than 8K video has, and a claim beyond it would take gigabytes before anything is seen
 MAX_PIXELS = 2**26
 #: demuxers that read one file and open no other; FFmpeg tries no others (playlists, image sequences, scripts)
