@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_tools.manifest import UNKNOWN
-from data_tools.reporting.charts import number_text
 from data_tools.reporting.contents import Contents
-from data_tools.reporting.decisions import Decisions
+from data_tools.reporting.decisions import Decisions, number_text
 from flowact.data.schema import DatasetInfo
 from flowact.types import FIRST_STREAMED_FRAME, STATES
 
@@ -138,4 +137,4 @@ def _clips(count: int) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

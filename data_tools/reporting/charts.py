@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from data_tools.reporting.decisions import Histogram, Threshold, is_number, nice_step, plain_text
+from data_tools.reporting.decisions import Histogram, Threshold, is_number, nice_step, number_text, plain_text
 
 WIDTH, HEIGHT = 640, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 30, 26
@@ -18,17 +18,6 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 12, 30, 26
 STATE_COLOURS = {"speaking": "#e69f00", "listening": "#56b4e9", "thinking": "#cc79a7", "idle": "#8c8c8c"}
 OTHER_COLOUR = "#009e73"
 Scale = Callable[[float], float]
-
-
-def number_text(value: float, digits: int = 3) -> str:
-    """A number as a person writes it: no exponent, no tail of zeros.
-
-    >>> number_text(0.30000004), number_text(1234567), number_text(-0.0)
-    ('0.3', '1 234 567', '0')
-    """
-    rounded = float(f"{value:.{digits}g}") if abs(value) < 10**digits else round(value)
-    text = f"{rounded:,.10f}".rstrip("0").rstrip(".").replace(",", "\u202f")
-    return "0" if text == "-0" else text
 
 
 def histogram_svg(found: Histogram, thresholds: Sequence[Threshold], title: str, split: bool = True) -> Markup:
@@ -46,7 +35,8 @@ def histogram_svg(found: Histogram, thresholds: Sequence[Threshold], title: str,
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def x(value: float) -> float:
-        return LEFT + (value - low) / (high - low) * across
+        share = np.log(value / low) / np.log(high / low) if found.log else (value - low) / (high - low)
+        return LEFT + float(share) * across
 
     def tall(count: int) -> float:
         return max(count / tallest * down, 1.5) if count else 0.0  # one clip among many is still seen
@@ -66,7 +56,7 @@ def histogram_svg(found: Histogram, thresholds: Sequence[Threshold], title: str,
                 place = f'x="{left + 0.5:.1f}" y="{base:.1f}" width="{max(right - left - 1, 0.8):.1f}" height="{size:.1f}"'
                 bars.append(f'<rect class="{kind}" {place}/>' + (f'<rect class="hatch" {place}/>' if kind == "break" else ""))
         parts.append(f"<g><title>{escape(words)}</title>{''.join(bars)}</g>")
-    parts.append(_x_axis(low, high, x))
+    parts.append(_x_axis(found, x))
     parts += [_threshold(threshold, x, found) for threshold in thresholds if is_number(threshold.bound)]
     return _svg(parts, title, WIDTH, HEIGHT, "histogram")
 
@@ -99,25 +89,35 @@ def _threshold(threshold: Threshold, x: Scale, found: Histogram) -> str:
     )
 
 
-def _x_axis(low: float, high: float, x: Scale) -> str:
-    step = nice_step((high - low) / 7)
-    ticks = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
+def _x_axis(found: Histogram, x: Scale) -> str:
     base = HEIGHT - BOTTOM
     lines = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
-    for tick in ticks:
-        at = x(float(tick))
-        lines.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>')
-        lines.append(f'<text x="{at:.1f}" y="{base + 17}" text-anchor="middle">{escape(number_text(float(tick), 6))}</text>')
+    for tick in _ticks(found):
+        lines.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{base}" y2="{base + 4}"/>')
+        lines.append(f'<text x="{x(tick):.1f}" y="{base + 17}" text-anchor="middle">{escape(number_text(tick, 6))}</text>')
     return "".join(lines)
+
+
+def _ticks(found: Histogram) -> list[float]:
+    low, high = float(found.edges[0]), float(found.edges[-1])
+    if found.log:
+        factors = (1, 2, 5) if high / low < 1000 else (1,)
+        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        return [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
+    step = nice_step((high - low) / 7)
+    if _of_whole_numbers(found):
+        step = max(round(step), 1)
+    return [float(number * step) for number in range(int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9)) + 1)]
 
 
 def _y_axis(tallest: int, down: float) -> str:
     parts = []
-    for count in {tallest, tallest // 2} - {0}:
+    step = max(int(nice_step(tallest / 3)), 1)
+    for count in range(step, tallest + 1, step):
         y = TOP + down - count / tallest * down
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(number_text(count))}</text>')
-    return "".join(sorted(parts))
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(number_text(count, 6))}</text>')
+    return "".join(parts)
 
 
 def bars_svg(values: Sequence[tuple[str, float]], title: str, colour: str = "var(--keep)") -> Markup:

@@ -118,7 +118,7 @@ def _count(split: SplitContents, clip: Clip, fps: int) -> None:
     sync = metadata.get("sync") or {}
     if sync.get("offset_frames") is not None:
         split.offsets_before.append(round(sync["offset_frames"]))
-        split.offsets_after.append(round(sync["offset_frames"] + (sync.get("shift") or 0)))
+        split.offsets_after.append(round(sync["offset_frames"] - (sync.get("shift") or 0)))
 
 
 def state_runs(clip: Clip) -> Iterator[tuple[int, int, str]]:

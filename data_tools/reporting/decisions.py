@@ -18,8 +18,9 @@ from data_tools.steps.base import Plain, Rejection
 from flowact.errors import UserError
 from flowact.strict_yaml import read_yaml_file
 
-#: a rejected recording has no frames of a clip: it counts with its own, where it was decoded
 RECIPE_FILE = "recipe.yaml"
+#: powers of ten between the lowest and highest value from which bins are of equal ratio
+DECADES = 1.7
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,18 @@ def plain_text(value: Any) -> str:
         return "not measured"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number_text(value, 4) if is_number(value) else str(value)
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """A number as a person writes it: no exponent, no tail of zeros; a thin space between thousands.
+
+    >>> number_text(0.30000004), number_text(12_000), number_text(-0.0), number_text(99.97)
+    ('0.3', '12\u202f000', '0', '100')
+    """
+    rounded = float(f"{value:.{digits}g}") if abs(value) < 10**digits else round(value)
+    text = f"{rounded:,.10f}".rstrip("0").rstrip(".").replace(",", "\u202f")
+    return "0" if text == "-0" else text
 
 
 # --- histograms -------------------------------------------------------------------------------------------------------------------------------------
@@ -341,6 +353,7 @@ class Histogram:
         broken: of each bin.
         below: whether values lie below the first edge.
         above: whether values lie above the last.
+        log: whether the bins are equal in ratio instead of in width.
     """
 
     edges: np.ndarray
@@ -348,34 +361,41 @@ class Histogram:
     broken: np.ndarray
     below: bool = False
     above: bool = False
+    log: bool = False
 
 
-def histogram(kept: np.ndarray, broken: np.ndarray, thresholds: Sequence[Threshold] = (), bins: int = 36) -> Histogram:
+def histogram(
+    kept: np.ndarray, broken: np.ndarray, thresholds: Sequence[Threshold] = (), bins: int = 36, reach: tuple[float, float] | None = None
+) -> Histogram:
     """Bins whose edges contain every bound, so that no bar is on both sides of a threshold.
 
-    A few far values do not squeeze the others together: one in 200 at each end may lie beyond the edges, and is counted in the bin there.
+    A few far values do not squeeze the others together: one in 200 at each end may lie beyond the edges, and is counted in the bin there. Values
+    that are all positive and differ by more than `DECADES` are put into bins of equal ratio.
 
     Args:
         kept: values that keep the rules.
         broken: values that do not.
         thresholds: of the score.
         bins: about how many.
+        reach: lowest and highest value to draw; None takes those of the values and bounds.
     """
     values = np.concatenate([kept, broken])
     bounds = sorted({float(threshold.bound) for threshold in thresholds if is_number(threshold.bound)})
+    low, high = reach or _range(values, bounds)
     whole = bool(len(values)) and bool((values == np.round(values)).all()) and all(bound == round(bound) for bound in bounds)
-    low, high = _range(values, bounds)
+    log = not whole and low > 0 and high / low > 10**DECADES
     if whole and high - low <= 60:
         edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.5)
+    elif log:
+        edges = np.unique(np.concatenate([np.geomspace(low, high, bins + 1), bounds]))
     else:
         step = nice_step((high - low) / bins)
         anchor = bounds[0] if bounds else 0.0
         first, last = np.floor((low - anchor) / step + 1e-9), np.ceil((high - anchor) / step - 1e-9)
-        edges = anchor + step * np.arange(first, max(last, first + 1) + 1)
-        edges = np.unique(np.concatenate([edges, bounds]))
+        edges = np.unique(np.concatenate([anchor + step * np.arange(first, max(last, first + 1) + 1), bounds]))
     inclusive = np.array([float(threshold.bound) for threshold in thresholds if threshold.relation == "at most" and is_number(threshold.bound)])
     counts = [np.bincount(_bin(part, edges, inclusive), minlength=len(edges) - 1) for part in (kept, broken)]
-    return Histogram(edges, counts[0], counts[1], bool((values < edges[0]).any()), bool((values > edges[-1]).any()))
+    return Histogram(edges, counts[0], counts[1], bool((values < edges[0]).any()), bool((values > edges[-1]).any()), log)
 
 
 def _range(values: np.ndarray, bounds: Sequence[float]) -> tuple[float, float]:

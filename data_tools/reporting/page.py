@@ -12,7 +12,7 @@ from data_tools.building.ledger import LEDGER_FILE, WORK_FOLDER, ClipRecord, Led
 from data_tools.reporting import charts, views
 from data_tools.reporting.advice import advise
 from data_tools.reporting.contents import Contents, choose, collect
-from data_tools.reporting.decisions import Decisions, decide, recipe_steps
+from data_tools.reporting.decisions import Decisions, decide, number_text, recipe_steps
 from data_tools.reporting.media import MediaFolder, Shards, Thumbnails, film
 from data_tools.workplace import locked, progress
 from flowact.data.schema import DATASET_FILE, DatasetInfo, read_dataset, write_atomically
@@ -106,7 +106,7 @@ def _context(
         "contents": contents,
         "advice": advise(built.decisions if built else None, contents, info),
         "state_colours": charts.STATE_COLOURS,
-        "number": charts.number_text,
+        "number": number_text,
         "hours": lambda frames: views.hours_text(frames, fps),
         "seconds_text": views.seconds_text,
     }
@@ -156,16 +156,16 @@ def _tiles(decisions: Decisions | None, contents: Contents | None, fps: int) -> 
     """(number, what, note) of the top of the page."""
     tiles = []
     if decisions is not None:
-        tiles.append((charts.number_text(decisions.recordings, 6), "recordings", views.hours_text(decisions.recording_frames, fps)))
+        tiles.append((number_text(decisions.recordings, 6), "recordings", views.hours_text(decisions.recording_frames, fps)))
         share = decisions.kept / max(decisions.clips, 1)
-        tiles.append((f"{share:.0%}", "of clips kept", f"{charts.number_text(decisions.kept, 6)} of {charts.number_text(decisions.clips, 6)}"))
+        tiles.append((f"{share:.0%}", "of clips kept", f"{number_text(decisions.kept, 6)} of {number_text(decisions.clips, 6)}"))
     if contents is not None:
-        splits = ", ".join(f"{charts.number_text(split.clips, 6)} {name}" for name, split in sorted(contents.splits.items()))
-        tiles.append((charts.number_text(contents.clips, 6), "clips in shards", splits))
-        tiles.append((views.hours_text(contents.frames, fps), "to train and validate on", f"{charts.number_text(contents.frames, 6)} frames"))
-        tiles.append((charts.number_text(len(contents.people), 6), "people", ""))
+        splits = ", ".join(f"{number_text(split.clips, 6)} {name}" for name, split in sorted(contents.splits.items()))
+        tiles.append((number_text(contents.clips, 6), "clips in shards", splits))
+        tiles.append((views.hours_text(contents.frames, fps), "to train and validate on", f"{number_text(contents.frames, 6)} frames"))
+        tiles.append((number_text(len(contents.people), 6), "people", ""))
         size = sum(split.num_bytes for split in contents.splits.values())
-        tiles.append((f"{charts.number_text(size / 1e6)} MB" if size < 1e9 else f"{charts.number_text(size / 1e9)} GB", "in shards", ""))
+        tiles.append((f"{number_text(size / 1e6)} MB" if size < 1e9 else f"{number_text(size / 1e9)} GB", "in shards", ""))
     elif decisions is not None:
         tiles.append((views.hours_text(decisions.kept_frames, fps), "kept", "not packed yet"))
     return tiles

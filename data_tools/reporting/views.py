@@ -12,9 +12,9 @@ import numpy as np
 from markupsafe import Markup
 
 from data_tools.reporting import charts
-from data_tools.reporting.charts import STATE_COLOURS, number_text
+from data_tools.reporting.charts import STATE_COLOURS
 from data_tools.reporting.contents import Contents, Place, quantiles
-from data_tools.reporting.decisions import Decisions, FunnelRow, Score, Threshold, histogram, plain_text
+from data_tools.reporting.decisions import Decisions, FunnelRow, Near, Score, Threshold, histogram, number_text, plain_text
 from data_tools.reporting.media import Film, Shown
 from flowact.data.schema import from_entries, parse_captions
 from flowact.types import FRAMES_PER_SECOND, STATES
@@ -23,6 +23,8 @@ SPLIT_COLOURS = {"train": "#0072b2", "val": "#e69f00"}
 MOST_PEOPLE = 50
 MOST_BARS = 160
 MOST_ROWS = 100
+#: pixels up to which a film is shown with its pixels as they are
+TINY = 128
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,6 @@ class Picture:
     key: str
     value: str
     shown: Shown
-    kept: bool
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class RuleView:
     text: str
     kept: int
     broken: int
-    pictures: tuple[Picture, ...]
+    near_kept: tuple[Picture, ...]
+    near_broken: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class FilmView:
     strip: Markup
     curves: Markup | None
     duration: float
+    aspect: str
+    tiny: bool
 
 
 def slug(*names: str) -> str:
@@ -196,10 +200,10 @@ def _chart_title(score: Score) -> str:
 
 
 def _rule_view(rule: Threshold, thumbnail: Callable[[str], Shown], each: int) -> RuleView:
-    # from the farthest that is kept to the farthest that is not, so that the threshold lies between neighbours
-    near = [(entry, True) for entry in reversed(rule.near_kept[:each])] + [(entry, False) for entry in rule.near_broken[:each]]
-    pictures = tuple(Picture(entry.key, plain_text(entry.value), thumbnail(entry.key), kept) for entry, kept in near)
-    return RuleView(rule.text, rule.kept, rule.broken, pictures)
+    def shown(near: Sequence[Near]) -> tuple[Picture, ...]:
+        return tuple(Picture(entry.key, plain_text(entry.value), thumbnail(entry.key)) for entry in near[:each])
+
+    return RuleView(rule.text, rule.kept, rule.broken, shown(rule.near_kept), shown(rule.near_broken))
 
 
 # --- the dataset ------------------------------------------------------------------------------------------------------------------------------------
@@ -268,8 +272,9 @@ def offset_charts(contents: Contents) -> tuple[Markup, Markup, str] | None:
     after = np.array([offset for split in contents.splits.values() for offset in split.offsets_after], float)
     if not len(before):
         return None
+    reach = min(before.min(), after.min()), max(before.max(), after.max())
     drawn = [
-        charts.histogram_svg(histogram(values, np.zeros(0)), (), f"offset of the sound in frames, {name} correction", split=False)
+        charts.histogram_svg(histogram(values, np.zeros(0), reach=reach), (), f"offset of the sound in frames, {name} correction", split=False)
         for name, values in (("before", before), ("after", after))
     ]
     text = f"within one frame: {np.mean(np.abs(before) <= 1):.0%} of {len(before)} clips before, {np.mean(np.abs(after) <= 1):.0%} after"
@@ -309,6 +314,7 @@ def film_view(found: Film, fps: int) -> FilmView:
         what = "sound" if found.mouth_T is None else "sound, and opening of the mouth"
         curve = charts.curves_svg(found.peaks_N2, found.mouth_T, f"{what} over {frames / fps:.1f} seconds")
     source = metadata.get("source") or {}
+    width, height = (max(int(metadata.get(side) or 1), 1) for side in ("width", "height"))
     return FilmView(
         found,
         f"{frames / fps:.1f} s",
@@ -321,6 +327,8 @@ def film_view(found: Film, fps: int) -> FilmView:
         charts.strip(_states(metadata, found.place.where), frames, fps),
         curve,
         frames / fps,
+        f"{width} / {height}",
+        height <= TINY,
     )
 
 
