@@ -28,13 +28,15 @@ class _Mark:
     samples: int
     frames: int
     waited: float
+    batches: int
 
 
 class Throughput(Callback):
     """Log speed over the last batches, at the trainer's log interval, summed over processes.
 
     Logged are `throughput/steps_per_second`, `samples_per_second`, `latent_frames_per_second` (for batches that have latents),
-    `data_wait_share` (share of the time that this process waited for its data loader) and `peak_memory_gib`.
+    `data_wait_share` and `data_wait_seconds` (share of the time, and seconds a batch, that this process waited for its data loader) and
+    `peak_memory_gib`. A data module that mixes several sets adds how far it has come in each: `data/NAME/windows`, `data/NAME/epochs`.
 
     Args:
         window: batches to average over.
@@ -53,6 +55,7 @@ class Throughput(Callback):
         self._marks: deque[_Mark] = deque(maxlen=window + 1)
         self._samples = self._frames = 0
         self._waited = 0.0
+        self._batches = 0
         self._resting_since = 0.0
         self.interrupted = False
 
@@ -75,12 +78,14 @@ class Throughput(Callback):
         samples, frames = batch_size(batch)
         self._samples += samples * trainer.world_size
         self._frames += frames * trainer.world_size
+        self._batches += 1
         self._resting_since = time.perf_counter()
-        self._marks.append(_Mark(self._resting_since, trainer.global_step, self._samples, self._frames, self._waited))
+        self._marks.append(self._mark(trainer))
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and trainer.global_step % interval == 0 and trainer.global_step != self._marks[0].steps:
+            figures = self.rates() | _counters(trainer)
             for logger in trainer.loggers:
-                logger.log_metrics(self.rates(), step=trainer.global_step)
+                logger.log_metrics(figures, step=trainer.global_step)
 
     def rates(self) -> dict[str, float]:
         """The figures over the present window; empty before the first batch has ended."""
@@ -92,6 +97,7 @@ class Throughput(Callback):
             "steps_per_second": (last.steps - first.steps) / seconds,
             "samples_per_second": (last.samples - first.samples) / seconds,
             "data_wait_share": (last.waited - first.waited) / seconds,
+            "data_wait_seconds": (last.waited - first.waited) / (last.batches - first.batches),
             "peak_memory_gib": peak_memory_bytes() / _GIB,
         }
         if last.frames > first.frames:
@@ -103,7 +109,16 @@ class Throughput(Callback):
         self.interrupted = False
         self._resting_since = time.perf_counter()
         self._marks.clear()
-        self._marks.append(_Mark(self._resting_since, trainer.global_step, self._samples, self._frames, self._waited))
+        self._marks.append(self._mark(trainer))
+
+    def _mark(self, trainer: Trainer) -> _Mark:
+        return _Mark(self._resting_since, trainer.global_step, self._samples, self._frames, self._waited, self._batches)
+
+
+def _counters(trainer: Trainer) -> dict[str, float]:
+    """What the data module counts; only the first process's loggers write, so no other needs to ask."""
+    counters = getattr(getattr(trainer, "datamodule", None), "counters", None)
+    return counters() if counters is not None and trainer.loggers and trainer.is_global_zero else {}
 
 
 def batch_size(batch: Any) -> tuple[int, int]:

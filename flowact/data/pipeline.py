@@ -93,6 +93,7 @@ class WindowSource(IterableDataset[Window]):
             shard_of_clip, mix, windows_per_clip=windows_per_clip, seed=seed, shuffle=shuffle, shards_in_flight=shards_in_flight
         )
         self._check_size()
+        self._sets = (-1, np.zeros(0, dtype=np.int16))  # of an epoch's windows; ordering an epoch anew for every question would take seconds
         # shared, so that workers that live on see where the next epoch starts
         self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()
 
@@ -182,8 +183,10 @@ class WindowSource(IterableDataset[Window]):
 
     def seen(self, epoch: int, position: int) -> np.ndarray:
         """Windows that the order took from each data set before a position of an epoch, int64 (sets,); epochs before it count whole."""
-        draws, _ = self.order.epoch(epoch, self.step_samples)
-        return epoch * self.order.set_windows + np.bincount(self.order.sets_of(draws[:position]), minlength=len(self.order.set_windows))
+        if self._sets[0] != epoch:
+            draws, _ = self.order.epoch(epoch, self.step_samples)
+            self._sets = (epoch, self.order.sets_of(draws).astype(np.int16))
+        return epoch * self.order.set_windows + np.bincount(self._sets[1][:position], minlength=len(self.order.set_windows))
 
     def __iter__(self) -> Iterator[Window]:
         epoch, start = self._cursor.tolist()
