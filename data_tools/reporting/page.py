@@ -120,7 +120,7 @@ def _build_sections(root: Path, built: _Built | None, shards: Shards, media: Med
     if built is None:
         return {"funnel": [], "deciding": [], "passing": [], "free": []}
     thumbnails = Thumbnails(root, built.clips, built.sources, shards, media)
-    found = views.score_views(built.decisions.scores, thumbnails.of, examples)
+    found = views.score_views(built.decisions, thumbnails.of, examples)
     return {
         "funnel": views.funnel_views(built.decisions),
         "deciding": [view for view in found if view.rules and view.broken],

@@ -49,12 +49,13 @@ class RuleView:
 
 @dataclass(frozen=True)
 class ScoreView:
-    """A score's chart and its thresholds."""
+    """A score's chart and its thresholds. `came`: clips that came to its step; whole recordings have scores in the ledger only where they are out."""
 
     anchor: str
     step: str
     name: str
     reached: int
+    came: int
     out: int
     broken: int
     chart: Markup | None
@@ -160,8 +161,9 @@ def funnel_views(decisions: Decisions) -> list[FunnelView]:
     ]
 
 
-def score_views(scores: Sequence[Score], thumbnail: Callable[[str], Shown], examples: int) -> list[ScoreView]:
+def score_views(decisions: Decisions, thumbnail: Callable[[str], Shown], examples: int) -> list[ScoreView]:
     """Charts of scores; pictures for those thresholds that break most, as many as `examples` allow."""
+    scores, came = decisions.scores, {row.step: row.reached for row in decisions.funnel}
     rules = sorted(((rule.broken, score, rule) for score in scores for rule in score.thresholds if rule.near_broken), key=lambda entry: -entry[0])
     shown = {id(rule) for _, _, rule in rules[: max(examples // 2, 1)]} if examples else set()
     each = min(max(examples // (2 * len(shown)), 1), 4) if shown else 0
@@ -181,6 +183,7 @@ def score_views(scores: Sequence[Score], thumbnail: Callable[[str], Shown], exam
                 score.step,
                 score.name,
                 score.reached,
+                came[score.step],
                 score.out,
                 score.num_broken,
                 chart,
