@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,10 @@ from flowact.data.members import ShardError, decode
 from flowact.data.reader import Shard, ShardReader, open_shard
 from flowact.data.schema import COLUMNS_FOLDER, DATASET_FILE, DatasetInfo, read_dataset
 from flowact.errors import UserError
+
+#: where a change of a dataset is noted while its shards are swapped in
+CHANGE_FOLDER = Path("work", "change")
+COMMIT_FILE = "commit.json"
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,9 @@ def open_split(spec: str | Path) -> Split:
         spec: a folder with shards ('DIR/shards/train') or a brace string ('DIR/shards/train/{000000..000003}.tar').
 
     Raises:
-        UserError: nothing there, a remote address, or damaged shards.
+        UserError: nothing there, a remote address, damaged shards, or a change of the dataset that was stopped halfway.
     """
+    _check_whole((Path(spec).parent if str(spec).endswith(".tar") else Path(spec)).parent)
     paths, folder = _shard_paths(str(spec))
     info = read_dataset(folder.parent) if (folder.parent / DATASET_FILE).is_file() else None
     expected = info.splits.get(folder.name, {}).get("shards") if info else None
@@ -131,6 +137,26 @@ def open_split(spec: str | Path) -> Split:
     if not clips:
         raise UserError(f"{spec}: no clips in {len(shards)} shards, with {len(exclude)} entries in exclude of {DATASET_FILE}")
     return Split(folder, shards, clips, info)
+
+
+def _check_whole(root: Path) -> None:
+    """Refuse a dataset in which some shards are changed and others not yet; `flowact-data edit` and `split` note what they are about to swap."""
+    folder = root / CHANGE_FOLDER
+    try:
+        commit = json.loads((folder / COMMIT_FILE).read_bytes())
+        halfway = any((folder / "new" / name).is_file() for name in commit["replace"]) or any((root / name).exists() for name in commit["remove"])
+        verb, *operation = commit["request"]["verb"].split()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{folder / COMMIT_FILE} is damaged ({error!r}), and what it describes is unfinished; copy {root} again") from error
+    if halfway:
+        wanted = {name: value for name, value in commit["request"].items() if name != "verb" and value is not None}
+        command = " ".join(["flowact-data", verb, str(root), *operation, "..."])
+        raise ShardError(
+            f"{root} is halfway through a change that was stopped: some shards are new, others old. Run the command again, it goes on where it was: "
+            f"{command} ({', '.join(f'{name}: {value}' for name, value in wanted.items())})"
+        )
 
 
 def split_folders(root: Path | str) -> list[Path]:
