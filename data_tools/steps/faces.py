@@ -6,6 +6,7 @@ Axes: T frames, X boxes (face, mouth), 4 (left, top, right, bottom) as shares of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, final
 
 import numpy as np
@@ -40,7 +41,7 @@ class FaceTracks(Step):
     Args:
         detector: finds the faces of a picture: SidecarBoxes, MeshDetector, WeightsDetector, or FirstOf several of them.
         people: 'single' keeps stretches with exactly one person and rejects the others with a reason; 'one' takes the largest and longest seen person
-            of a shot, whoever else is there; 'each' makes a clip of each person.
+            of a shot, whoever else is there; 'each' makes a clip of each person, named with -p1, -p2 after the first.
         max_gap: frames for which a face may be lost and its box interpolated; 25 is SyncNet's tracker's.
         min_track: frames that a face is seen at least; shorter ones are false alarms.
         background: faces smaller than this share of the largest one at the time are passers-by and count for nothing.
@@ -191,12 +192,14 @@ class FaceTracks(Step):
             return clip.plan
         opens = mouth_T is not None and bool(np.isfinite(mouth_T).any())
         plan = clip.with_plan(boxes=boxes, mouth=mouth if opens else "")
+        if self.people == "each" and track:  # another person than the first
+            plan = replace(plan, identity=f"{plan.identity or clip.recording.source.identity}-p{track}")
         if self.crop == "none":
             return plan
         size = clip.recording.width, clip.recording.height
         faces_T4 = boxes_TX4[:, 0]
         crop = head_and_shoulders(faces_T4, size, self.aspect, self.margin) if self.crop == "face" else largest(faces_T4, size, self.aspect)
-        return clip.with_plan(boxes=plan.boxes, mouth=plan.mouth, crop=crop)
+        return replace(plan, crop=crop)
 
 
 def head_and_shoulders(faces_T4: np.ndarray, size: tuple[int, int], aspect: float, margin: float) -> Box:

@@ -65,6 +65,7 @@ def test_each_makes_a_clip_of_every_person(tmp_path):
         plan = step.apply(clip, step.score(clip))
         assert plan.boxes == f"FaceTracks/boxes/{plan.span.track}"
         crops[plan.span.track] = plan.crop
+        assert plan.identity == ("recording-p1" if plan.span.track else "")  # empty is the source's
     assert crops[0][2] <= 0.7 * WIDTH  # the other's face is in neither
     assert crops[1][0] >= 0.25 * WIDTH
 
