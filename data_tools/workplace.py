@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_tools import watchdog
 from flowact.data.schema import write_atomically
 from flowact.errors import UserError
 
@@ -114,14 +115,14 @@ def work(
     Args:
         function: of a module, as it is sent by name.
         items: to work on.
-        jobs: processes.
+        jobs: processes; 0 works in this one whatever `keep_going` says, so that a debugger sees it.
         start: called with `arguments` in each process first.
         arguments: of `start`.
         timeout: seconds for one item; only with `keep_going`.
         keep_going: an item that kills its process or takes too long gives a `Failed` and the others go on; otherwise it is an error.
     """
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: must be at least 1")
+    if jobs < 0:
+        raise UserError(f"--jobs {jobs}: must be at least 1, or 0 to work in this process")
     jobs = min(jobs, len(items))
     if jobs < 1 or (jobs == 1 and not keep_going):
         if items:
@@ -133,28 +134,34 @@ def work(
 
 
 def _isolated(
-    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start: Callable[..., None], arguments: tuple[Any, ...], timeout: float | None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int,
+    start: Callable[..., None],
+    arguments: tuple[Any, ...],
+    timeout: float | None,
 ) -> Iterator[Result | Failed]:
     """Processes of pebble: one that dies is replaced, one that is late is stopped, and only its item is lost."""
     try:
         from pebble import ProcessExpired, ProcessPool
     except ImportError as error:
         raise UserError("a build runs in processes of pebble; pip install 'flowact[data]'") from error
-    with ProcessPool(jobs, context=get_context("spawn"), initializer=start, initargs=arguments) as pool:
+    with ProcessPool(jobs, context=get_context("spawn"), initializer=watchdog.begin, initargs=(start, arguments)) as pool:
         waiting: deque[Any] = deque()
         rest = iter(items)
         try:
             # few are in flight: results and what they hold do not pile up
-            waiting.extend(pool.schedule(function, args=[item], timeout=timeout) for item in itertools.islice(rest, 2 * jobs))
+            waiting.extend(pool.schedule(watchdog.run, args=[function, item], timeout=timeout) for item in itertools.islice(rest, 2 * jobs))
             while waiting:
                 future = waiting.popleft()
                 try:
                     result: Result | Failed = future.result()
-                except ProcessExpired as error:
-                    result = Failed(f"the process that read it died (exit code {error.exitcode}); the file may be damaged, or memory ran out", "crash")
+                except (ProcessExpired, SystemExit) as error:
+                    code = getattr(error, "exitcode", None) or getattr(error, "code", None)
+                    result = Failed(f"the process that read it died (exit code {code}); the file may be damaged, or memory ran out", "crash")
                 except TimeoutError:
-                    result = Failed(f"it took more than {timeout:g} s and was stopped; the file may be damaged", "timeout")
-                waiting.extend(pool.schedule(function, args=[item], timeout=timeout) for item in itertools.islice(rest, 1))
+                    result = Failed(f"it took more than {timeout} s and was stopped; the file may be damaged", "timeout")
+                waiting.extend(pool.schedule(watchdog.run, args=[function, item], timeout=timeout) for item in itertools.islice(rest, 1))
                 yield result
         except BaseException:
             pool.stop()
@@ -162,16 +169,25 @@ def _isolated(
 
 
 def _together(
-    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start: Callable[..., None], arguments: tuple[Any, ...], timeout: float | None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int,
+    start: Callable[..., None],
+    arguments: tuple[Any, ...],
+    timeout: float | None,
 ) -> Iterator[Result]:
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start, initargs=arguments) as pool:
-        waiting = [pool.submit(function, item) for item in items]
+    """Processes of the standard library; any error ends them all at once."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=watchdog.begin, initargs=(start, arguments)) as pool:
+        waiting = [pool.submit(watchdog.run, function, item) for item in items]
         try:
             for number in range(len(waiting)):
                 yield waiting[number].result()
                 waiting[number] = None  # type: ignore[call-overload]  # its result leaves the memory
         except BaseException:
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:  # they would go on with what is queued in their pipe
+                worker.kill()
             raise
 
 

@@ -139,7 +139,8 @@ def test_a_folder_says_who_and_what_stands_beside(people: dict[str, bytes | str]
 def test_every_film_of_a_folder_is_a_source_or_skipped_with_a_reason(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "in", {"a.mp4": FILM, "empty.mp4": b"", ".hidden.mp4": FILM, ".cache/b.mp4": FILM})
     lay_out(folder, {"bad.mp4": FILM, "bad.json": "{"})
-    lay_out(folder, {"list.mp4": FILM, "list.json": "[1]", "split.mp4": FILM, "split.json": '{"split": "test"}', "words.mp4": FILM, "words.txt": b"\xff"})
+    lay_out(folder, {"list.mp4": FILM, "list.json": "[1]"})
+    lay_out(folder, {"split.mp4": FILM, "split.json": '{"split": "test"}', "words.mp4": FILM, "words.txt": b"\xff"})
     lay_out(tmp_path, {"outside/c.mp4": FILM, "outside/secret.txt": "secret"})
     (folder / "link.mp4").symlink_to(folder / "a.mp4")
     (folder / "out.mp4").symlink_to(tmp_path / "outside/c.mp4")
