@@ -237,7 +237,7 @@ def _rule_text(rejection: Rejection) -> str:
     if rejection.step == READING and rejection.score == "readable":
         return f"can not be read: {rejection.value}"
     if not rejection.score:
-        return "other clips" if rejection.step != MAKING else "could not be made"
+        return {MAKING: "could not be made", "Deleted": "deleted by hand"}.get(rejection.step, "another clip")
     return f"{rejection.score} {rejection.relation} {plain_text(rejection.bound)}"
 
 
