@@ -15,14 +15,15 @@ from flowact.types import FRAMES_PER_SECOND
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `flowact-data build`."""
     parser.add_argument("recipe", type=Path, help="recipe, as `flowact-data init FOLDER` writes one")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. steps.Length.max_seconds=10 or output.size=128")
+    parser.epilog = "After these, KEY=VALUE changes the recipe for this run: steps.Length.max_seconds=10 output.size=128"
+    parser.set_defaults(overrides=[])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset")
     add_run_options(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that builds."""
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes; the result does not depend on it (default: %(default)s)")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes; the result does not depend on it; 0 works in this one (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="take only the first N recordings, to have a look first")
     parser.add_argument("--dry-run", action="store_true", help="look, score and judge, but make nothing")
     parser.add_argument("--score-only", action="store_true", help="score everything, reject nothing but what can not be read")
@@ -51,7 +52,8 @@ def show(recipe: BuildRecipe, outcome: Outcome, args: argparse.Namespace) -> Non
         skipped = [vars(entry) for entry in outcome.skipped]
         print(json.dumps({"out": str(args.out), **counts, "splits": outcome.splits, "rejected": rows, "skipped": skipped}, indent=1))
         return
-    rows = [(step, reached, out or "") for step, reached, out in funnel(recipe, outcome.clips) if reached]
+    steps = {step.name for step in recipe.chain}
+    rows = [(step, reached, out or "") for step, reached, out in funnel(recipe, outcome.clips) if out or step in steps]
     show_table("clips", ("step", "reached it", "out"), [*rows, ("kept", len(outcome.kept), "")])
     for key in outcome.lost_edits:
         print(f"made anew, its labels by hand are lost: {key}")

@@ -17,10 +17,15 @@ VERBS = {
     "synth": "render clips of synthetic people who speak recorded speech, with exact truth",
     "probe": "what a media file holds: streams, frame rate, frames decoded against frames claimed",
     "build": "recordings into a data set, with a reason for every clip that is in or out",
+    "init": "look at a folder of recordings and write a commented recipe for `build`",
+    "status": "how far a build is, what it keeps, what each step took",
+    "explain": "why a clip is in or out: every score, rule and decision",
+    "append": "more recordings into a built data set; its shards stay as they are",
     "pack": "clips or videos into shards with indexes, split by identity",
     "encode": "latents, sound and text features of every clip, as columns beside the shards",
     "index": "make indexes for shards that came without",
     "inspect": "a picture of a shard's clips, or of what the model sees of them",
+    "report": "a page to look at: what was kept, what was lost to which threshold, clips with sound",
     "lint": "decode everything, check everything, print what to exclude",
     "stats": "clips, hours, identities, share of states",
     "split": "assign people to train and val anew; columns move along",
@@ -76,7 +81,10 @@ def _main(argv: list[str]) -> int:
         if verb is not None and verb not in VERBS:
             raise UserError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)}")
         parser = build_parser(verb)
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
+        if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides = rest
         if args.verb is None:
             parser.print_help()
             return 2

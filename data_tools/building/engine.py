@@ -11,7 +11,7 @@ from typing import Any
 
 from data_tools.building import examine, making
 from data_tools.building.edits import DELETED, read_edits
-from data_tools.building.examine import READING, Examined, Task, remove_stale, stamp_of
+from data_tools.building.examine import READING, Examined, Task, remove_parts, remove_stale, stamp_of
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Ledger
 from data_tools.building.making import Item, Made, Maker
 from data_tools.building.packing import Layout, Packer, Wanted, in_order
@@ -29,6 +29,8 @@ from flowact.errors import UserError
 
 RECIPE_FILE = "recipe.yaml"
 MAKING = "Making"
+#: states of a build, as the ledger notes them
+EXAMINING, EXAMINED, PACKING, FINISHED = "examining recordings", "examined, not packed", "packing clips", "finished"
 #: a recording or clip that takes longer is given up: enough for ten hours of footage, and no night is lost to a file that hangs the decoder
 TIMEOUT_SECONDS = 2 * 3600.0
 
@@ -147,7 +149,10 @@ class _Build:
 
     def run(self) -> Outcome:
         self._check_missing()
+        remove_parts(self.out)
         write_atomically(self.recipe_file, dump_recipe(self.config))
+        before = self.ledger.fact("state")
+        self.ledger.note("state", EXAMINING)
         batches = self._batches()
         examined, measured = self._examine(batches)
         clips = self._compare([clip for entry in examined for clip in entry.clips])
@@ -160,9 +165,15 @@ class _Build:
             self.ledger.replace_clips(clips)
             raise UserError(f"not one clip is left of {len(self.sources)} recordings; nothing was written.\n{funnel_text(self.recipe, clips)}")
         if self.options.dry_run:
-            self.ledger.replace_clips(clips)
+            packed = {clip.key: clip for clip in self.ledger.clips()}
+            self.ledger.replace_clips(
+                replace(clip, shard=packed[clip.key].shard) if clip.made and clip.key in packed and packed[clip.key].made == clip.made else clip
+                for clip in clips
+            )
+            self.ledger.note("state", EXAMINED if missing or before != FINISHED else FINISHED)
             return Outcome(tuple(clips), self.skipped, missing=missing, measured=measured)
         lost = tuple(clip.key for split, found in wanted.items() for clip in packer.missing(split, found) if clip.key in self.edits.touched)
+        self.ledger.note("state", PACKING)
         self._forget_layout(packer)
         clips = self._pack(packer, wanted, clips)
         splits = self._write_dataset(clips)
@@ -194,6 +205,7 @@ class _Build:
 
     def _examine(self, batches: Mapping[str, int]) -> tuple[list[Examined], int]:
         hashes = self.ledger.hashes()
+        spent = {record.source.id: record.seconds for record in self.ledger.sources()}
         stamps = {source.id: stamp_of(source) for source in self.sources}
         tasks = [
             Task(source, hashes.get((source.address, stamps[source.id])) if stamps[source.id] else None, self.ledger.findings(source.id))
@@ -208,9 +220,11 @@ class _Build:
             entry = _failed(task.source, result) if isinstance(result, Failed) else result
             facts = {"frames": entry.frames, "folder": entry.folder, **entry.facts}
             stamp = stamps[task.source.id]
-            self.ledger.add_source(task.source, stamp, entry.sha256, batches[task.source.id], facts, entry.seconds, entry.findings)
+            seconds = max(entry.seconds, spent.get(task.source.id, 0.0))  # a look at what is known already takes none
+            self.ledger.add_source(task.source, stamp, entry.sha256, batches[task.source.id], facts, seconds, entry.findings)
             measured += bool(entry.findings)
             examined.append(entry)
+            self.ledger.note("examined", f"{len(examined)} of {len(tasks)}")
         if self.options.limit is None:
             self.ledger.keep_sources(source.id for source in self.sources)
         return examined, measured
@@ -351,6 +365,7 @@ class _Build:
         write_atomically(self.out / RECIPE_FILE, dump_recipe(self.config))
         remove_stale(self.out, [entry.folder for entry in examined if entry.folder])
         packer.finish()
+        self.ledger.note("state", FINISHED)
         shutil.rmtree(self.out / WORK_FOLDER / "remote", ignore_errors=True)
 
 

@@ -244,6 +244,12 @@ def remove_stale(out: Path, folders: Sequence[str]) -> None:
             shutil.rmtree(folder)
 
 
+def remove_parts(out: Path) -> None:
+    """Remove files that a killed build had begun."""
+    for part in (out / WORK_FOLDER / RECORDINGS_FOLDER).glob("*/.*.part"):
+        part.unlink()
+
+
 def stamp_of(source: Source) -> str:
     """Size and time of change of a local file, so that one that has not changed is not hashed again; empty for a remote one."""
     try:

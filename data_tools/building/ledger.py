@@ -263,7 +263,8 @@ def _row(position: int, clip: ClipRecord) -> tuple[Any, ...]:
     plan = None if clip.plan is None else clip.plan.to_json()
     rules = {step: [vars(rule) for rule in found] for step, found in clip.rules.items()}
     rejection = None if clip.rejection is None else _dump(vars(clip.rejection))
-    return (clip.key, clip.source, position, _dump(plan), _dump(clip.scores), _dump(rules), rejection, clip.made, clip.split, clip.shard)
+    scores = json.dumps(clip.scores)  # in the order of the steps
+    return (clip.key, clip.source, position, _dump(plan), scores, json.dumps(rules), rejection, clip.made, clip.split, clip.shard)
 
 
 def _clip(row: tuple[Any, ...]) -> ClipRecord:

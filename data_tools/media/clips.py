@@ -13,6 +13,7 @@ import numpy as np
 from data_tools.media.container import FootageError
 from data_tools.media.looking import constant_rate
 from data_tools.media.pictures import Pictures
+from flowact.data.media import h264_options
 
 Box = tuple[int, int, int, int]
 PIXELS = "yuv420p"
@@ -81,10 +82,10 @@ def encode_clip(frames: Iterable[Any], fps: int = 25, crf: int = 18, preset: str
     if head is None:
         raise ValueError("no frames to encode")
     buffer = io.BytesIO()
-    options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1", "a53cc": "0"}
+    height, width = head.shape[:2] if isinstance(head, np.ndarray) else (head.height, head.width)
+    options = {**h264_options(width, height, crf, preset, fps), "a53cc": "0"}
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.gop_size = fps
         stream.pix_fmt = PIXELS
         for number, entry in enumerate(itertools.chain([head], frames)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(entry), format="rgb24") if isinstance(entry, np.ndarray) else entry
