@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_tools.media.container import FootageError, open_media, start_of
-from data_tools.media.pictures import SEEKABLE, Pictures
+from data_tools.media.pictures import ROUNDING_SECONDS, SEEKABLE, SHORTFALL, Pictures
 from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 Tracks = Literal["mix", "channels", "streams"]
@@ -20,6 +20,8 @@ Tracks = Literal["mix", "channels", "streams"]
 TOLERANCE_SECONDS = 0.04
 SEEK_FROM = 60.0  # seconds; decoding sound up to there takes a moment
 PREROLL_SECONDS = 1.0  # decoded before a sought moment, as codecs need what was before
+MAX_GAP_SECONDS = 3600.0  # more silence than this between two sounds is a damaged timestamp
+_UNKNOWN_SIZE = 0x7FFF0000  # bytes; programs that write into a pipe put more than this into a wav's head
 _SILENCE = np.zeros(SAMPLE_RATE, "<i2")
 
 
@@ -132,16 +134,39 @@ def _pour(path: Path, number: int, sounds: list[_Wav], origin: float | None, sta
         if start_s > SEEK_FROM and SEEKABLE & set(container.format.name.split(",")):
             origin = start_of(stream) if origin is None else origin
             container.seek(int((origin + start_s - PREROLL_SECONDS) / float(stream.time_base)), stream=stream, backward=True)
-        num_good = 0
+        end = 0.0
         for time, samples_CS in _decode(container, stream, len(sounds), sounds[0]):
             origin = time if origin is None else origin
-            num_good += 1
+            end = time + samples_CS.shape[1] / SAMPLE_RATE
             for sound, samples_S in zip(sounds, samples_CS):
                 sound.put(time - origin - start_s, samples_S)
             if sounds[0].full:
                 return
-        if not num_good and sounds[0].damaged:
-            raise FootageError(f"{path}: nothing of its soundtrack can be decoded; convert the sound, e.g. to aac", "undecodable")
+        _check_whole(path, stream, sounds[0], end)
+
+
+def _check_whole(path: Path, stream: Any, sound: _Wav, end: float) -> None:
+    """A damaged packet is silence, as players have it; many are no sound, and a soundtrack that stops early was cut."""
+    if sound.damaged > 1 + SHORTFALL * sound.packets or (sound.damaged and not sound.found):
+        found = f"{sound.damaged} of {sound.packets} packets of its sound can not be decoded"
+        raise FootageError(f"{path}: {found}; copy the file again, or convert the sound, e.g. to aac", "undecodable")
+    claimed, start = 0.0, start_of(stream)
+    if stream.duration:
+        claimed = float(stream.duration * stream.time_base)
+    if path.suffix.lower() == ".wav":  # FFmpeg believes the file's size, not its head
+        claimed = max(claimed, _wav_seconds(path))
+    if end - start < claimed - min(SHORTFALL * claimed, 1.0) - ROUNDING_SECONDS:
+        raise FootageError(f"{path}: {end - start:.2f} s of sound decode, {claimed:.2f} s are claimed; the file was cut: copy it again", "truncated")
+
+
+def _wav_seconds(path: Path) -> float:
+    """What the head of a PCM wav claims; 0 for other sound, and where the size was not known when it was written."""
+    try:
+        with wave.open(str(path)) as file:
+            frames, size = file.getnframes(), file.getnframes() * file.getnchannels() * file.getsampwidth()
+            return frames / file.getframerate() if size < _UNKNOWN_SIZE and file.getframerate() else 0.0
+    except (wave.Error, EOFError, OSError):
+        return 0.0
 
 
 def _decode(container: Any, stream: Any, channels: int, counter: _Wav) -> Iterator[tuple[float, np.ndarray]]:
@@ -179,6 +204,7 @@ def _frames(container: Any, stream: Any, counter: _Wav) -> Iterator[Any]:
 
     packets = container.demux(stream)
     while True:
+        counter.packets += 1
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:  # the container itself ends here
@@ -205,7 +231,7 @@ class _Wav:
         self.path = path
         self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
         self.limit = None if frames is None else frames * SAMPLES_PER_FRAME
-        self.written = self.found = self.damaged = 0
+        self.written = self.found = self.damaged = self.packets = 0
         self.begins_s: float | None = None
         self._next = 0  # where the next sample lies if there is no gap; may be before 0
         self._file = wave.open(str(self.part), "wb")  # noqa: SIM115  # closed by finish or discard
@@ -224,6 +250,8 @@ class _Wav:
             self.begins_s = round(seconds, 4)
         elif abs(place - self._next) <= TOLERANCE_SECONDS * SAMPLE_RATE / 2:
             place = self._next
+        if self.limit is None and place - self.written > MAX_GAP_SECONDS * SAMPLE_RATE:
+            raise FootageError(f"{self.path.name}: {seconds:.0f} s of silence; the times of its sound are damaged: re-encode it")
         if place > self.written:
             self._fill(place)
         new_S = samples_S[max(self.written - place, 0) :]  # what lies before frame 0, or over what is there, is left out
