@@ -32,6 +32,9 @@ __all__ = [
     "collate_windows",
 ]
 
+#: entries of KEY.json that shards made elsewhere may lack -> what is taken for them
+_ASSUMED = {"identity": "each is a person of its own", "captions": "the whole KEY.txt is their caption, without a state"}
+
 
 @final
 class ShardDataModule(WindowDataModule[EncodedClips]):
@@ -42,7 +45,7 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
     every process.
 
     Args:
-        train: folder of shards or brace string, e.g. DIR/shards/train; or a list of such, and of {folder, weight, columns, where}, that are mixed.
+        train: folder of shards or brace string, e.g. DIR/shards/train; or a list of such, and of {folder, weight, columns, where, keys}.
         val: likewise, without weights; None for no validation. Validation sees the same windows each time.
         columns: folder with the encoded columns; the default is `columns` beside the split.
         latents: name of the column to use, e.g. latents-CausalVideoAutoencoder-1a2b3c4d; needed only when there are several.
@@ -56,6 +59,7 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         reference: reference picture of a window: the clip's own ('first'), one of its stored candidates ('random'), the candidate farthest in time
             from the window ('far'), or one of another clip of the same person ('other'). Validation takes 'first'.
         where: conditions that clips are trained on under, such as `scores.Sync.confidence >= 0.3`: names are entries of KEY.json.
+        keys: names of members in shards made elsewhere, our suffix -> theirs, e.g. {mp4: video.mp4, txt: caption.txt}.
         windows_per_clip: windows of a clip in one epoch; sets the length of an epoch.
         max_captions: different captions a window may hold.
         cache_bytes: decoded clips kept in memory, over all workers of a process.
@@ -81,6 +85,7 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         seed: int = 0,
         reference: ReferencePolicy = "random",
         where: Sequence[str] = (),
+        keys: dict[str, str] | None = None,
         windows_per_clip: int = 8,
         max_captions: int = 4,
         cache_bytes: int = 512 << 20,
@@ -88,7 +93,7 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
         boxes: bool = False,
         limit_clips: int | None = None,
     ) -> None:
-        super().__init__(train, val, where)
+        super().__init__(train, val, where, keys)
         if window_frames < 1 or history_frames < 0:
             raise UserError(f"window_frames={window_frames} and history_frames={history_frames}: a window has at least 1 frame, history at least 0")
         if max_captions < 1:
@@ -170,6 +175,9 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
             cache=self.cache,
             boxes=self.boxes,
         )
+        for name, assumed in _ASSUMED.items():
+            if clips.assumed[name]:
+                rank_zero_info(f"data: {split.folder}: {clips.assumed[name]} of {len(split)} clips state no {name}: {assumed}")
         if clips.reference == "other" and clips.companions.num_alone:
             rank_zero_info(
                 f"data: {split.folder}: {clips.companions.num_alone} of {len(split)} clips are the only one of their person and size of pictures; "
@@ -190,6 +198,7 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         num_workers: processes that decode ahead; 0 decodes in the training process.
         seed: of the order and of every random draw.
         where: conditions that clips are trained on under; see `ShardDataModule`.
+        keys: names of members in shards made elsewhere; see `ShardDataModule`.
         windows_per_clip: windows of a clip in one epoch.
         cache_bytes: decoded frames kept in memory, over all workers of a process.
         shards_in_flight: shards that windows are mixed from at a time.
@@ -207,12 +216,13 @@ class FrameDataModule(WindowDataModule[PixelClips]):
         num_workers: int = 0,
         seed: int = 0,
         where: Sequence[str] = (),
+        keys: dict[str, str] | None = None,
         windows_per_clip: int = 8,
         cache_bytes: int = 1 << 30,
         shards_in_flight: int = 16,
         limit_clips: int | None = None,
     ) -> None:
-        super().__init__(train, val, where)
+        super().__init__(train, val, where, keys)
         if num_frames < 1:
             raise UserError(f"num_frames is {num_frames}, must be at least 1")
         self.batch_size = batch_size

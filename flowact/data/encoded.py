@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from flowact.data.cache import WorkerCache
 from flowact.data.columns import rates, temporal_stride
 from flowact.data.pipeline import Window
 from flowact.data.references import Companions, ReferencePolicy, farthest
-from flowact.data.schema import Captions, check_metadata, parse_captions, read_column, wrong_optional_member
+from flowact.data.schema import Captions, parse_captions, read_column, wrong_optional_member
 from flowact.data.shards import ClipRef, ShardError, Split
 from flowact.errors import UserError
 from flowact.types import Batch
@@ -61,6 +62,7 @@ class EncodedClips:
     Attributes:
         shapes: [C, H, W] of each clip's latents.
         captions: of each clip.
+        assumed: entries of KEY.json -> clips of shards made elsewhere that do not state them.
 
     Raises:
         UserError: columns of other clips, a clip shorter than the window or without the boxes that are asked for, or a window with more captions.
@@ -80,7 +82,7 @@ class EncodedClips:
         self.split = split
         self.boxes = boxes
         self.infos = {name: read_column(folder) for name, folder in columns.items()}
-        self.columns = {name: split.column(folder) for name, folder in columns.items()}
+        self.columns = {name: split if self._holds(name, folder) else split.column(folder) for name, folder in columns.items()}
         self.num_frames = num_frames
         self.max_captions = max_captions
         self.reference = reference
@@ -91,11 +93,12 @@ class EncodedClips:
             self._check_boxes()
         self.captions: list[Captions] = []
         self.shapes: list[tuple[int, ...]] = []
+        self.assumed: Counter[str] = Counter()
         identities = []
         for clip in split.clips:
-            where = split.where(clip)
-            metadata = check_metadata(split.decode(clip, "json"), where)
-            self.captions.append(parse_captions(metadata, where))
+            metadata, added = split.metadata(clip)
+            self.assumed.update(added)
+            self.captions.append(parse_captions(metadata, split.where(clip)))
             self._check_captions(self.captions[-1], clip)
             self.shapes.append(self._latent_shape(metadata))
             identities.append(metadata["identity"])
@@ -110,6 +113,10 @@ class EncodedClips:
     def facts(self) -> dict[str, Any]:
         """What data sets that are mixed have in common."""
         return {**rates(self.split), **{f"{name} column": info.folder_name for name, info in self.infos.items()}}
+
+    def _holds(self, column: str, folder: Path) -> bool:
+        """Whether the shards hold a column's features themselves, as shards made elsewhere may."""
+        return f"{column}.npy" in self.split.members(self.split.clips[0]) and not (folder / self.split.name).is_dir()
 
     def _latent_shape(self, metadata: dict[str, Any]) -> tuple[int, ...]:
         """From the size of the clip's pictures, which its column states for most clips only."""
@@ -134,7 +141,7 @@ class EncodedClips:
             )
 
     def _check_boxes(self) -> None:
-        without = [clip for clip in self.split.clips if "boxes.npy" not in self.split.shards[clip.shard].entries[clip.sample].members]
+        without = [clip for clip in self.split.clips if "boxes.npy" not in self.split.members(clip)]
         if without:
             raise UserError(
                 f"{len(without)} of {len(self.split)} clips in {self.split.folder} carry no boxes of face and mouth, the first is {without[0].key}; "
@@ -164,9 +171,10 @@ class EncodedClips:
         place = (str(self.split.folder), clip.shard, clip.sample)
         found: ClipFeatures | None = self._cache.here.get(place)
         if found is None:
+            latents_FCHW = self.columns["latents"].decode(clip, "latents.npy")
             found = ClipFeatures(
-                latents_FCHW=self.columns["latents"].decode(clip, "latents.npy"),
-                reference_RCHW=self.columns["latents"].decode(clip, "reference.npy"),
+                latents_FCHW=latents_FCHW,
+                reference_RCHW=latents_FCHW[:1] if not self._has_candidates(clip) else self._candidates(clip),
                 audio_TD=self.columns["audio"].decode(clip, "audio.npy"),
                 text_NLD=self.columns["text"].decode(clip, "text.npy"),
                 boxes_TX4=self.split.decode(clip, "boxes.npy") if self.boxes else None,
@@ -181,9 +189,18 @@ class EncodedClips:
         place = (str(self.split.folder), clip.shard, clip.sample, "references")
         found: np.ndarray | None = self._cache.here.get(place)
         if found is None:
-            found = np.asarray(self.columns["latents"].decode(clip, "reference.npy"))
+            found = self._candidates(clip)
             self._check_shape("reference.npy", found, [max(len(found), 1), *self.shapes[number]], clip)
             self._cache.here.put(place, found, found.nbytes)
+        return found
+
+    def _has_candidates(self, clip: ClipRef) -> bool:
+        return "reference.npy" in self.columns["latents"].members(clip)
+
+    def _candidates(self, clip: ClipRef) -> np.ndarray:
+        """Stored reference pictures [R, C, H, W]; in shards made elsewhere that have none the clip's first frame, image latent 0."""
+        column = self.columns["latents"]
+        found: np.ndarray = column.decode(clip, "reference.npy") if self._has_candidates(clip) else column.decode(clip, "latents.npy")[:1]
         return found
 
     def _check_features(self, found: ClipFeatures, number: int) -> None:

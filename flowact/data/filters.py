@@ -103,7 +103,7 @@ def filter_split(split: Split, conditions: Sequence[Condition]) -> tuple[Split, 
     """
     if not conditions:
         return split, []
-    entries = [(clip, flat(split.decode(clip, "json"))) for clip in split.clips]
+    entries = [(clip, flat(split.metadata(clip)[0])) for clip in split.clips]
     names = {name for _, entry in entries for name in entry}
     for condition in conditions:
         if condition.name not in names:

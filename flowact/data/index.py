@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowact.data.media import count_frames
 from flowact.data.members import ShardError, decode, file_sha256
 from flowact.data.schema import INDEX_KIND, SCHEMA_VERSION, check_key
 
@@ -102,7 +103,7 @@ class ShardIndex:
 
 
 def build_index(path: Path | str) -> ShardIndex:
-    """Index of a tar that came without one (foreign shards): walks the tar once. Frames are read from the samples' .json, 0 without.
+    """Index of a tar that came without one (foreign shards): walks the tar once. Frames are those of the sample's .json, else of its .mp4, else 0.
 
     Raises:
         ShardError: a damaged tar, members of a sample apart, or a repeated member.
@@ -126,13 +127,25 @@ def build_index(path: Path | str) -> ShardIndex:
                 data = payload.read() if payload else b""
                 members[key][suffix] = (info.offset_data, info.size, zlib.crc32(data))
                 if suffix == "json":
-                    metadata = decode("json", data, f"shard {path}, sample {key}")
-                    frames[key] = metadata["frames"] if isinstance(metadata, dict) and isinstance(metadata.get("frames"), int) else 0
+                    frames[key] = stated_frames(decode("json", data, f"shard {path}, sample {key}")) or frames.get(key, 0)
+                elif is_video(suffix) and not frames.get(key):
+                    frames[key] = count_frames(data)
                 last = key
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"shard {path} is damaged: {error}") from error
     samples = tuple(IndexEntry(key, frames.get(key, 0), dict(sorted(places.items()))) for key, places in members.items())
     return ShardIndex(path.name, path.stat().st_size, file_sha256(path), samples)
+
+
+def stated_frames(metadata: Any) -> int:
+    """Frames of a clip by its KEY.json, 0 where it does not say."""
+    frames = metadata.get("frames") if isinstance(metadata, dict) else None
+    return frames if isinstance(frames, int) else 0
+
+
+def is_video(suffix: str) -> bool:
+    """Whether a member of a sample is its video, ours or one by another name."""
+    return suffix.rpartition(".")[2] == "mp4"
 
 
 def _json_bytes(value: Any) -> bytes:

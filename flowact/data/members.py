@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,29 @@ from flowact.errors import UserError
 
 class ShardError(UserError):
     """A shard that is not what its index says. The message names shard and key."""
+
+
+#: members with these endings are pickles: opening one may run anything
+PICKLED = ("pth", "pt", "pkl", "pickle", "pyd", "ckpt", "bin")
+
+
+def is_pickled(suffix: str) -> bool:
+    """Whether a member of this suffix is a pickle by its name."""
+    return suffix.rpartition(".")[2].lower() in PICKLED
+
+
+def lacking(suffix: str, members: Iterable[str]) -> str:
+    """What is said of a sample without a member: what it has, and how a pickle becomes one that can be read."""
+    names = list(members)
+    pickled = [name for name in names if is_pickled(name)]
+    text = f"the sample has {', '.join(names)}"
+    if suffix.endswith(".npy") and pickled:
+        text += (
+            f". Pickles ({', '.join(pickled)}) are never opened, since that runs whatever they hold; convert them once and without that risk, e.g. "
+            f"numpy.save({suffix!r}, torch.load({pickled[0]!r}, weights_only=True, map_location='cpu').half().numpy()): "
+            "docs/data.md has the script for whole shards under 'Shards made elsewhere'"
+        )
+    return text
 
 
 def decode(suffix: str, data: bytes, where: str = "member") -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowact.data.columns import split_folder
 from flowact.data.filters import Condition
+from flowact.data.foreign import check_names
 from flowact.data.order import Mix, WindowOrder
 from flowact.data.pipeline import Window
 from flowact.data.shards import Split
@@ -25,16 +26,19 @@ class Source:
         weight: what of an epoch comes from this set, in proportion to the weights of the others. Without any weights each set gives all it has.
         columns: folder with the encoded columns; the default is `columns` beside the split.
         where: conditions that its clips must fulfil, beside those for all sets.
+        keys: names of members in shards made elsewhere, our suffix -> theirs, e.g. {mp4: video.mp4, txt: caption.txt}.
     """
 
     folder: str
     weight: float | None = None
     columns: str | None = None
     where: list[str] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for text in self.where:
             Condition.parse(text)
+        check_names(self.keys)
 
 
 #: what an argument for a split may be: one folder, or several sets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Literal
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from flowact.data.filters import Condition, filter_split
+from flowact.data.foreign import check_names
 from flowact.data.mixing import MixedClips, OpenClips, Source, Sources, sources_of, told
 from flowact.data.pipeline import ShardLoader, WindowSource
 from flowact.data.shards import Split, open_split
@@ -38,12 +39,13 @@ class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
     limit_clips: int | None
     _collate: Callable[[list[Any]], Any]
 
-    def __init__(self, train: Sources, val: Sources | None, where: Sequence[str]) -> None:
+    def __init__(self, train: Sources, val: Sources | None, where: Sequence[str], keys: Mapping[str, str] | None) -> None:
         super().__init__()
         self.sources = {"train": sources_of(train, "train"), "val": sources_of(val, "val")}
         self.train = self.sources["train"][0].folder
         self.val = self.sources["val"][0].folder if self.sources["val"] else None
         self.where = {"train": [Condition.parse(text) for text in where], "val": []}  # validation is the same whatever is trained on
+        self.keys = check_names(keys or {})
         self._clips: dict[str, MixedClips[OpenClips]] = {}
         self._training: ShardLoader | None = None
 
@@ -62,7 +64,7 @@ class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
 
     def _chosen(self, name: str, source: Source) -> Split:
         """The clips of a set that fulfil all conditions, the first ones where they are limited."""
-        whole = open_split(source.folder)
+        whole = open_split(source.folder, {**self.keys, **source.keys})
         split, removed = filter_split(whole, [*self.where[name], *map(Condition.parse, source.where)])
         if removed:
             rank_zero_info(f"data: {split.folder}: {len(split)} of {len(whole)} clips fulfil all conditions; {'; '.join(map(str, removed))}")

@@ -48,8 +48,7 @@ class PixelClips:
         self.sizes = [self._size(clip) for clip in split.clips]
 
     def _size(self, clip: ClipRef) -> str:
-        has_metadata = "json" in self.split.shards[clip.shard].entries[clip.sample].members
-        metadata = self.split.decode(clip, "json") if has_metadata else None
+        metadata = self.split.decode(clip, "json") if "json" in self.split.members(clip) else None
         if not isinstance(metadata, dict) or "width" not in metadata or "height" not in metadata:
             return "unstated pixels"
         return f"{metadata['width']}x{metadata['height']} pixels"

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowact.data.index import IndexEntry, ShardIndex
-from flowact.data.members import ShardError, decode, file_sha256
+from flowact.data.index import IndexEntry, ShardIndex, is_video, stated_frames
+from flowact.data.media import count_frames
+from flowact.data.members import ShardError, decode, file_sha256, lacking
 from flowact.data.schema import DATASET_FILE, check_key
 from flowact.errors import UserError
 
@@ -72,7 +73,7 @@ class ShardReader:
         entry = self.entries[sample]
         where = f"shard {self.path}, sample {entry.key}, member .{suffix}"
         if suffix not in entry.members:
-            raise ShardError(f"{where}: not in the index; the sample has {', '.join(entry.members)}")
+            raise ShardError(f"{where}: not in the index; {lacking(suffix, entry.members)}")
         offset, size, crc = entry.members[suffix]
         try:
             if self._descriptor is None:
@@ -123,8 +124,10 @@ class SequentialShard:
                 members = {name: data for name, data in sample.items() if not name.startswith("__")}
                 key = check_key(sample["__key__"].rpartition("/")[2])
                 metadata = decode("json", members["json"], f"shard {self.path}, sample {key}") if "json" in members else {}
-                frames = metadata.get("frames", 0) if isinstance(metadata, dict) else 0
-                entries.append(IndexEntry(key, frames if isinstance(frames, int) else 0, {name: (0, len(data), 0) for name, data in members.items()}))
+                frames = stated_frames(metadata)
+                if not frames:
+                    frames = next((count_frames(data) for name, data in members.items() if is_video(name)), 0)
+                entries.append(IndexEntry(key, frames, {name: (0, len(data), 0) for name, data in members.items()}))
                 self._samples.append(members)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             if isinstance(error, UserError):
@@ -136,7 +139,7 @@ class SequentialShard:
         """Bytes of a member, as WebDataset's reader found them."""
         members = self._samples[sample]
         if suffix not in members:
-            raise ShardError(f"shard {self.path}, sample {self.entries[sample].key}, member .{suffix}: missing; the sample has {', '.join(members)}")
+            raise ShardError(f"shard {self.path}, sample {self.entries[sample].key}, member .{suffix}: missing; {lacking(suffix, members)}")
         return members[suffix]
 
 

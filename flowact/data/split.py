@@ -6,14 +6,15 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowact.data.foreign import RenamedShard, check_names, completed
 from flowact.data.members import ShardError, decode
 from flowact.data.reader import Shard, ShardReader, open_shard
-from flowact.data.schema import COLUMNS_FOLDER, DATASET_FILE, DatasetInfo, read_dataset
+from flowact.data.schema import COLUMNS_FOLDER, DATASET_FILE, DatasetInfo, check_metadata, read_dataset
 from flowact.errors import UserError
 
 #: where a change of a dataset is noted while its shards are swapped in
@@ -63,7 +64,7 @@ class Split:
 
     @property
     def indexed(self) -> bool:
-        return all(isinstance(shard, ShardReader) for shard in self.shards)
+        return all(isinstance(getattr(shard, "shard", shard), ShardReader) for shard in self.shards)
 
     def where(self, clip: ClipRef) -> str:
         """'train/000003/KEY': how a clip is named in messages and in `exclude`."""
@@ -80,6 +81,22 @@ class Split:
     def decode(self, clip: ClipRef, suffix: str) -> Any:
         """A member as JSON value, text, array, or bytes."""
         return decode(suffix, self.read(clip, suffix), self.where(clip))
+
+    def members(self, clip: ClipRef) -> Collection[str]:
+        """Suffixes of a clip's members."""
+        return self.shards[clip.shard].entries[clip.sample].members
+
+    def metadata(self, clip: ClipRef) -> tuple[dict[str, Any], list[str]]:
+        """A clip's KEY.json, and the names of what was added because shards that were made elsewhere do not state it.
+
+        Raises:
+            UserError: missing or wrong entries.
+        """
+        members, where, added = self.members(clip), self.where(clip), list[str]()
+        metadata = self.decode(clip, "json") if "json" in members or self.info else None
+        if self.info is None:
+            metadata, added = completed(metadata, clip.key, clip.frames, self.decode(clip, "txt") if "txt" in members else "")
+        return check_metadata(metadata, where), added
 
     def column(self, folder: Path) -> Split:
         """The same clips in a column: same shard numbers, keys and order.
@@ -101,11 +118,12 @@ class Split:
         return Split(Path(folder) / self.name, shards, self.clips, self.info)
 
 
-def open_split(spec: str | Path) -> Split:
+def open_split(spec: str | Path, keys: Mapping[str, str] | None = None) -> Split:
     """The clips of a split.
 
     Args:
         spec: a folder with shards ('DIR/shards/train') or a brace string ('DIR/shards/train/{000000..000003}.tar').
+        keys: our suffix -> that of shards made elsewhere.
 
     Raises:
         UserError: nothing there, a remote address, damaged shards, or a change of the dataset that was stopped halfway.
@@ -127,7 +145,10 @@ def open_split(spec: str | Path) -> Split:
             f"Make indexes with: flowact-data index {folder}",
             stacklevel=2,
         )
-    shards = [open_shard(path) for path in paths]
+    shards: list[Shard] = [open_shard(path) for path in paths]
+    if keys:
+        names = check_names(keys)
+        shards = [RenamedShard(shard, names) for shard in shards]
     clips = [
         ClipRef(number, sample, entry.key, entry.frames)
         for number, shard in enumerate(shards)
