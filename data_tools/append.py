@@ -35,7 +35,7 @@ def extended(dataset: Path, added: list[str]):
     """The dataset's recipe with more input, and its plain values."""
     path = dataset / RECIPE_FILE
     if not path.is_file():
-        raise UserError(f"{dataset} has no {RECIPE_FILE}, so it was not made by `flowact-data build`; bring datasets together with: flowact-data merge")
+        raise UserError(f"{dataset} has no {RECIPE_FILE}, so it was not made by `flowact-data build`; flowact-data merge brings datasets together")
     recipe, config = read_recipe(path)
     known = [same(address) for address in recipe.inputs]
     for address in added:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that builds."""
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes; the result does not depend on it; 0 works in this one (default: %(default)s)")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes, of which the result does not depend; 0 works in this one (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="take only the first N recordings, to have a look first")
     parser.add_argument("--dry-run", action="store_true", help="look, score and judge, but make nothing")
     parser.add_argument("--score-only", action="store_true", help="score everything, reject nothing but what can not be read")
@@ -47,10 +47,10 @@ def show(recipe: BuildRecipe, outcome: Outcome, args: argparse.Namespace) -> Non
     """Print what a build came to: the funnel, the splits, the commonest reasons."""
     rejected = [clip for clip in outcome.clips if clip.rejection is not None]
     if args.json:
-        rows = [{"key": clip.key, **vars(clip.rejection)} for clip in rejected if clip.rejection is not None]
+        reasons = [{"key": clip.key, **vars(clip.rejection)} for clip in rejected if clip.rejection is not None]
         counts = {"kept": len(outcome.kept), "measured": outcome.measured, "to_make": outcome.missing, "made": outcome.made}
         skipped = [vars(entry) for entry in outcome.skipped]
-        print(json.dumps({"out": str(args.out), **counts, "splits": outcome.splits, "rejected": rows, "skipped": skipped}, indent=1))
+        print(json.dumps({"out": str(args.out), **counts, "splits": outcome.splits, "rejected": reasons, "skipped": skipped}, indent=1))
         return
     steps = {step.name for step in recipe.chain}
     rows = [(step, reached, out or "") for step, reached, out in funnel(recipe, outcome.clips) if out or step in steps]

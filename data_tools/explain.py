@@ -70,7 +70,8 @@ def life(clip: ClipRecord, record: SourceRecord | None) -> Iterator[str]:
     if clip.plan is not None:
         span = clip.plan.span
         seconds = f"{span.first / FRAMES_PER_SECOND:.2f} s to {span.end / FRAMES_PER_SECOND:.2f} s"
-        yield f"  frames      {span.first} to {span.end} at {FRAMES_PER_SECOND} a second ({seconds})" + (f", person {span.track}" if span.track else "")
+        person = f", person {span.track}" if span.track else ""
+        yield f"  frames      {span.first} to {span.end} at {FRAMES_PER_SECOND} a second ({seconds}){person}"
     for step, scores in clip.scores.items():
         yield f"  {step:<11} {', '.join(f'{name} {brief(value)}' for name, value in scores.items())}"
         for rule in clip.rules.get(step, ()):

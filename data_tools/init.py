@@ -153,9 +153,9 @@ def recipe_text(name: str, address: str, seen: Seen, size: int) -> str:
     lines = [f"# {line}" for line in summary(seen)]
     lines += ["", f"name: {json.dumps(name)}", f"input: {json.dumps(address)}", ""]
     if "other.wav" not in seen.sidecars and seen.stereo:
-        lines += _comment("Two channels can be two people: with 'channels' the left one is the person seen, the right one whom they talk to. 'mix' is one person.")
+        lines += _comment("Two channels can be two people: with 'channels' the left one is the person seen, the right one whom they talk to.")
         lines += ["tracks: mix", ""]
-    lines += _comment("What is measured is kept: change a threshold and build again, and only what follows from it is redone. null switches a rule off.")
+    lines += _comment("What is measured is kept: after a changed threshold only what follows from it is redone. null switches a rule off.")
     lines.append("steps:")
     for step in chosen(seen):
         lines += ["", *_step(step, settings(step, seen))]

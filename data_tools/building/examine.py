@@ -273,7 +273,7 @@ def _rejection(step: Step, rules: Sequence[Rule]) -> Rejection | None:
 def _save(path: Path, signals: Mapping[str, np.ndarray]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
-        np.savez_compressed(file, **{name.replace("/", "|"): values for name, values in signals.items()})
+        np.savez_compressed(file, allow_pickle=False, **{name.replace("/", "|"): values for name, values in signals.items()})
     os.replace(part, path)
 
 

@@ -51,7 +51,8 @@ def assign_people(
         chosen.update(dict.fromkeys(group, split))
     free = [group for group in groups if not any(identity in own or identity in earlier for identity in group)]
     if named is None and val_fraction > 0 and "val" not in chosen.values() and len(groups) > 1 and free:
-        chosen.update(dict.fromkeys(min(free, key=place), "val"))
+        nearest: frozenset[str] = min(free, key=place)
+        chosen.update(dict.fromkeys(nearest, "val"))
     if "train" not in chosen.values():
         raise UserError(f"all {len(people)} people are in val, nobody is left to train on; name fewer in output.val_identities")
     return chosen

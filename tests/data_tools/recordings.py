@@ -11,7 +11,6 @@ import numpy as np
 
 from flowact.data.media import encode_sound, encode_video
 
-
 #: where the face is, as shares of the picture
 FACE = [0.4, 0.3, 0.6, 0.5]
 

@@ -58,7 +58,8 @@ def test_every_recording_is_in_or_out_with_a_reason(tmp_path, capsys):
     assert steps == {"p0--broken": "Reading", "p1--brief": "Container", "p1--mute": "Container"}
     rows = {row["key"]: row for row in read_rows(tmp_path / "out" / "rejected.parquet")}
     assert set(rows) == set(steps)
-    assert "0.4" in rows["p1--brief"]["reason"] and rows["p1--brief"]["score"] == "seconds"
+    assert "0.4" in rows["p1--brief"]["reason"]
+    assert rows["p1--brief"]["score"] == "seconds"
     assert sum(counts["samples"] for counts in result["splits"].values()) == 2
 
 
@@ -75,7 +76,8 @@ def test_a_clip_holds_what_its_recording_held(built, people):
         assert (sound == np.frombuffer(file.read()[44:], "<i2")[: 57 * 640]).all()
     assert len(decode_video(split.decode(clip, "mp4"), clip.key)) == 57
     boxes_TX4 = split.decode(clip, "boxes.npy")
-    assert boxes_TX4.shape == (57, 2, 4) and np.isfinite(boxes_TX4).all()
+    assert boxes_TX4.shape == (57, 2, 4)
+    assert np.isfinite(boxes_TX4).all()
     left, top, right, bottom = entry["crop"]
     expected = (np.array(FACE) * 48 - [left, top, left, top]) / ([right - left, bottom - top] * 2)
     np.testing.assert_allclose(boxes_TX4[0, 0], expected, atol=1e-5)
@@ -111,7 +113,8 @@ def test_a_threshold_measures_nothing_again(built, tmp_path, capsys):
     bound = sorted(sharpness.values())[2]
     assert build(built[0], again, f"steps.Sharpness.min_sharpness={bound}", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["measured"] == 0 and result["made"] == 0
+    assert result["measured"] == 0
+    assert result["made"] == 0
     assert {entry["key"] for entry in result["rejected"]} == {key for key, value in sharpness.items() if value < bound}
     assert {path: path.stat().st_mtime_ns for path in again.glob("work/recordings/*/*")} == signals
     assert set(metadata(again)) == {key for key, value in sharpness.items() if value >= bound}
@@ -131,7 +134,8 @@ def test_nothing_kept_is_an_error_with_the_funnel(people, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "r.yaml", people)
     assert build(recipe, tmp_path / "out", "steps.Length.min_seconds=5", "steps.Length.max_seconds=9") == 2
     err = capsys.readouterr().err
-    assert "not one clip is left of 6 recordings" in err and "Length: 6 of 6 out" in err
+    assert "not one clip is left of 6 recordings" in err
+    assert "Length: 6 of 6 out" in err
     assert not list((tmp_path / "out").glob("*/*.tar"))
 
 
@@ -176,7 +180,8 @@ def test_a_dry_run_writes_no_shard_and_a_limit_takes_the_first(people, tmp_path,
 def test_a_wrong_recipe_is_refused_before_any_work(people, tmp_path, capsys, changes, message):
     assert build(write_recipe(tmp_path / "r.yaml", people, **changes), tmp_path / "out") == 2
     err = capsys.readouterr().err
-    assert message in err and "Traceback" not in err
+    assert message in err
+    assert "Traceback" not in err
     assert not list((tmp_path / "out").glob("work/recordings/*"))
 
 
@@ -190,7 +195,8 @@ def test_appended_recordings_leave_shards_as_they_are(built, people, tmp_path, c
     result = json.loads(capsys.readouterr().out)
     assert result["made"] == 2
     after = {path.name: path.read_bytes() for path in (again / "train").iterdir()}
-    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 2
     placed = {key: entry["split"] for key, entry in metadata(again).items()}
     assert placed["p1--take9-000000"] == "val"  # a person stays in one split
     assert main(["append", str(again), str(more), "-j", "0"]) == 2
@@ -222,7 +228,8 @@ def test_edits_by_hand_outlive_a_build(built, tmp_path, capsys):
     rejected = {entry["key"]: entry["step"] for entry in json.loads(capsys.readouterr().out)["rejected"]}
     assert rejected == {"p0--take0-000000": "Deleted"}
     found = metadata(again)
-    assert "p0--take0-000000" not in found and "p8--take0-000000" in found
+    assert "p0--take0-000000" not in found
+    assert "p8--take0-000000" in found
     assert [entry["text"] for entry in found["p0--take1-000000"]["captions"]] == ["waves"]
 
 
@@ -298,7 +305,8 @@ def test_explain_tells_a_clips_life(built, tmp_path, capsys):
 def test_status_of_a_finished_build(built, capsys):
     assert main(["status", str(built[1]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["state"] == "finished" and not found["running"]
+    assert found["state"] == "finished"
+    assert not found["running"]
     assert found["clips"] == {"all": 6, "kept": 6, "packed": 6, "out": 0}
 
 
@@ -316,7 +324,8 @@ def test_init_writes_a_recipe_that_builds(people, tmp_path, capsys):
     recipe = tmp_path / "r.yaml"
     assert main(["init", str(people), "--out", str(recipe), "--size", "32"]) == 0
     text = recipe.read_text()
-    assert "6 recordings of 3 people" in text and '{"class_path": "SidecarBoxes"}' in text
+    assert "6 recordings of 3 people" in text
+    assert '{"class_path": "SidecarBoxes"}' in text
     assert build(recipe, tmp_path / "out", "--dry-run", "--json") == 0
     capsys.readouterr()
     assert main(["init", str(people), "--out", str(recipe)]) == 2
