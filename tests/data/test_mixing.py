@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import ramp_dataset
@@ -184,3 +185,39 @@ def test_pixels_of_several_sizes_and_sets(tmp_path):
     data = FrameDataModule(folders, batch_size=2, num_frames=9, windows_per_clip=2)
     shapes = Counter(tuple(batch.frames_BCTHW.shape[3:]) for batch in data.train_dataloader())
     assert shapes == {(16, 16): 6, (16, 32): 2}
+
+
+def test_a_stage_trains_on_several_sizes_and_sets(wide, anna, tmp_path):
+    """Through the whole stack; a run that was stopped goes on with the sizes that would have come."""
+    small = {"latent_channels": 2, "text_width": 2, "audio_width": 3, "width": 32, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1}
+    options = [
+        "trainer.callbacks.checkpoint=null", "trainer.callbacks.preview=null", "trainer.callbacks.average=null", "trainer.logger=false",
+        "data.init_args.columns=null", "vars.steps=9", "data.init_args.windows_per_clip=1", "data.init_args.val=null", "trainer.limit_val_batches=0",
+        *(f"model.init_args.denoiser.init_args.{name}={value}" for name, value in small.items()),
+    ]  # fmt: skip
+    (tmp_path / "sizes.yaml").write_text(
+        f"_base_: debug/pretraining.yaml\ndata:\n  init_args:\n    train: [{wide}/train, {anna}/train]\n"
+    )
+
+    class Seen(pl.Callback):
+        def __init__(self):
+            self.shapes, self.losses = [], []
+
+        def on_train_batch_end(self, trainer, stage, outputs, batch, index):
+            self.shapes.append(tuple(batch.latents_BFCHW.shape[3:]))
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def fit(steps: int, resume: Path | None = None) -> tuple[Seen, Path]:
+        run, seen = build(load_recipe(tmp_path / "sizes.yaml", [*options, f"trainer.max_steps={steps}"]), quiet=True), Seen()
+        run.trainer.callbacks.append(seen)
+        run.trainer.fit(run.stage, datamodule=run.data, ckpt_path=resume, weights_only=True)
+        path = tmp_path / f"{steps}.ckpt"
+        run.trainer.save_checkpoint(path)
+        return seen, path
+
+    whole, _ = fit(9)
+    first, path = fit(4)
+    rest, _ = fit(9, path)
+    assert set(whole.shapes) == {(2, 2), (1, 3), (1, 1)}
+    assert first.shapes + rest.shapes == whole.shapes
+    assert first.losses == whole.losses[:4]
