@@ -1,145 +1,127 @@
-"""`flowact-data inspect SHARDS --out sheet.png`: clips as a picture: frames, captions by state, loudness and, where it is known, the mouth.
+"""`flowact-data inspect SHARDS --out sheet.png` or `--out film.mp4`: clips as a picture, or as a film with sound.
 
-With `--column latents` the frames are decoded from the cached latents, so it shows what the model is trained on.
+With `--latents` the frames are decoded from the cached latents, so it shows what the model is trained on; a film shows them beside the stored ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
+from data_tools.footage import encode_clip
+from data_tools.reporting.decoded import DecodedLatents
+from data_tools.reporting.drawing import Story, read_story
+from data_tools.reporting.muxing import mux
+from data_tools.reporting.sheet import draw_row, stack
+from data_tools.reporting.watching import canvas_size, film_frames
 from data_tools.stats import open_all
+from data_tools.take import find
 from data_tools.workplace import progress
-from flowact import registry
-from flowact.data.media import decode_sound, decode_video
-from flowact.data.schema import COLUMNS_FOLDER, parse_captions, read_column
+from flowact.data.media import decode_video, encode_sound
+from flowact.data.schema import write_atomically
 from flowact.data.shards import ClipRef, Split, open_split
 from flowact.errors import UserError
-from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE
 
-STATE_COLOURS = {"speaking": (214, 96, 77), "listening": (67, 147, 195), "thinking": (230, 171, 2), "idle": (150, 150, 150)}
-INK, PAPER, CURVE, MOUTH = (30, 30, 30), (255, 255, 255), (120, 120, 120), (178, 24, 43)
-MARGIN, TEXT_HEIGHT, STRIP_HEIGHT = 6, 14, 40
+ROWS = 8
+FILM_CRF = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `flowact-data inspect`."""
     parser.add_argument("shards", help="a split's folder, one .tar, or the dataset's folder (then its first split)")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
-    parser.add_argument("--clips", type=int, default=8, help="rows (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a clip, evenly spread (default: %(default)s)")
-    parser.add_argument("--scale", type=int, default=None, help="height of a frame in pixels (default: at least 96)")
-    parser.add_argument("--column", metavar="NAME", help="latents, or the name of a latents column: show the decoded latents instead of the video")
+    parser.add_argument("--out", type=Path, required=True, help="what to write: a picture (.png), or a film with sound (.mp4)")
+    parser.add_argument("--clips", type=int, help=f"clips, evenly spread (default: {ROWS} in a picture, 1 in a film)")
+    parser.add_argument("--key", action="append", metavar="KEY", help="this clip; may be given several times")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a clip in a picture, evenly spread (default: %(default)s)")
+    parser.add_argument("--scale", type=int, default=None, help="height of a frame of a picture in pixels (default: at least 96)")
+    parser.add_argument("--column", metavar="NAME", help="latents, or the name of a latents column: show it decoded; in a film beside the stored")
+    parser.add_argument("--latents", action="store_const", dest="column", const="latents", help="the same as --column latents")
+    parser.add_argument("--plain", action="store_true", help="film: one clip exactly as it is stored, with its sound; nothing is drawn on it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the sheet."""
-    if args.clips < 1 or args.frames < 1:
-        raise UserError(f"--clips {args.clips} --frames {args.frames}: both must be at least 1")
-    if args.out.suffix.lower() != ".png":
-        raise UserError(f"--out {args.out}: give a file that ends in .png")
+    """Draw the sheet, or make the film."""
+    kind = args.out.suffix.lower()
+    if kind not in (".png", ".mp4"):
+        raise UserError(f"--out {args.out}: give a file that ends in .png for a picture, or in .mp4 for a film")
+    clips = args.clips if args.clips is not None else ROWS if kind == ".png" else 1
+    if clips < 1 or args.frames < 1:
+        raise UserError(f"--clips {clips} --frames {args.frames}: both must be at least 1")
+    if args.plain and (kind != ".mp4" or args.column or clips > 1 or len(args.key or ()) > 1):
+        raise UserError("--plain copies one clip into a film (.mp4); leave out --column, --latents and further clips")
     path = Path(args.shards)
     split = open_all(path)[0] if path.is_dir() else open_split(args.shards)
-    chosen = [split.clips[i] for i in np.unique(np.linspace(0, len(split) - 1, min(args.clips, len(split))).round().astype(int))]
-    latents = _Latents(split, args.column) if args.column else None
-    rows = [_draw(split, clip, args, latents) for clip in progress(chosen, len(chosen), "inspect", "clips")]
-    width = max(row.width for row in rows)
-    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), PAPER)
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
+    chosen = [find(split, key) for key in args.key] if args.key else spread(split, clips)
+    latents = DecodedLatents(split, args.column) if args.column else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(args.out)
-    print(f"{args.out}: {len(rows)} of {len(split)} clips of {split.folder}{f', decoded from {latents.name}' if latents else ''}")
+    if kind == ".png":
+        sheet(split, chosen, latents, args)
+    elif args.plain:
+        write_atomically(args.out, mux(split.read(chosen[0], "mp4"), split.read(chosen[0], "wav"), split.where(chosen[0]), _rate(split)))
+    else:
+        write_atomically(args.out, film(split, chosen, latents))
+    print(f"{args.out}: {len(chosen)} of {len(split)} clips of {split.folder}{f', decoded from {latents.name}' if latents else ''}")
     return 0
 
 
-class _Latents:
-    """Decodes a split's cached latents."""
-
-    def __init__(self, split: Split, name: str) -> None:
-        from flowact.autoencoders import load_autoencoder
-
-        root = split.root / COLUMNS_FOLDER
-        folders = sorted(path for path in root.glob("latents-*") if path.is_dir() and name in ("latents", path.name))
-        if len(folders) != 1:
-            present = ", ".join(path.name for path in root.glob("latents-*")) or "none"
-            raise UserError(f"--column {name}: {len(folders)} columns of {root} fit; there: {present}")
-        self.name = folders[0].name
-        self.info = read_column(folders[0])
-        self.column = split.column(folders[0])
-        self.autoencoder = load_autoencoder(folders[0] / "autoencoder")
-
-    def frames(self, clip: ClipRef) -> np.ndarray:
-        """uint8 (T, H, W, 3)."""
-        import torch
-
-        latents = torch.from_numpy(self.column.decode(clip, "latents.npy").astype(np.float32))[None]
-        with torch.inference_mode():
-            frames_CTHW = self.autoencoder.decode(latents)[0]
-        return ((frames_CTHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+def spread(split: Split, count: int) -> list[ClipRef]:
+    """Clips evenly spread over a split, the first one first."""
+    return [split.clips[i] for i in np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))]
 
 
-def _draw(split: Split, clip: ClipRef, args: argparse.Namespace, latents: _Latents | None) -> Image.Image:
-    where = split.where(clip)
-    metadata = split.decode(clip, "json")
-    frames = latents.frames(clip) if latents else decode_video(split.read(clip, "mp4"), where)
-    shown = np.linspace(0, len(frames) - 1, min(args.frames, len(frames))).round().astype(int)
-    height = args.scale or max(96, frames.shape[1])
-    width = round(frames.shape[2] * height / frames.shape[1])
-    total = MARGIN + args.frames * (width + MARGIN)
-    row = Image.new("RGB", (total, 2 * TEXT_HEIGHT + height + STRIP_HEIGHT + 3 * MARGIN), PAPER)
-    pen = ImageDraw.Draw(row)
-    source = metadata.get("source") or {}
-    pen.text((MARGIN, 0), f"{where}   {metadata.get('identity')}   {len(frames) / FRAMES_PER_SECOND:.1f} s   {source.get('license', '')}", fill=INK)
-    for column, number in enumerate(shown):
-        picture = Image.fromarray(frames[number]).resize((width, height), Image.Resampling.NEAREST)
-        row.paste(picture, (MARGIN + column * (width + MARGIN), TEXT_HEIGHT))
-    _draw_strip(pen, split, clip, metadata, total, TEXT_HEIGHT + height + MARGIN)
-    return row
+def sheet(split: Split, chosen: Sequence[ClipRef], latents: DecodedLatents | None, args: argparse.Namespace) -> None:
+    """Write the contact sheet."""
+    rows = []
+    for clip in progress(chosen, len(chosen), "inspect", "clips"):
+        frames_THWC = latents.frames(clip) if latents else decode_video(split.read(clip, "mp4"), split.where(clip))
+        rows.append(draw_row(frames_THWC, read_story(split, clip), args.frames, args.scale))
+    stack(rows).save(args.out)
 
 
-def _draw_strip(pen: ImageDraw.ImageDraw, split: Split, clip: ClipRef, metadata: dict[str, Any], width: int, top: int) -> None:
-    """States as a coloured band with captions, loudness as bars, the true mouth as a line."""
-    where = split.where(clip)
-    across = width - 2 * MARGIN
-    captions = parse_captions(metadata, where)
-    ends = np.append(captions.starts[1:], clip.frames)
-    bottom = top + STRIP_HEIGHT
-    for start, end, state, text in zip(captions.starts, ends, captions.states, captions.texts):
-        left, right = MARGIN + start / clip.frames * across, MARGIN + end / clip.frames * across
-        pen.rectangle((left, bottom + 1, right, bottom + TEXT_HEIGHT), fill=STATE_COLOURS.get(state, CURVE))
-        words = text
-        while words and pen.textlength(words) > right - left - 4:
-            words = words[:-1]
-        pen.text((left + 2, bottom + 1), words, fill=PAPER)
-    samples = decode_sound(split.read(clip, "wav"), where, SAMPLE_RATE).astype(np.float32) / 2**15
-    level = np.sqrt(np.square(samples[: clip.frames * SAMPLES_PER_FRAME].reshape(-1, SAMPLES_PER_FRAME)).mean(axis=1))
-    _draw_curve(pen, level / max(float(level.max()), 1e-6), (MARGIN, top, across, STRIP_HEIGHT), CURVE, bars=True)
-    mouth = _mouth(split, clip, metadata)
-    if mouth is not None:
-        _draw_curve(pen, mouth / max(float(mouth.max()), 1e-6), (MARGIN, top, across, STRIP_HEIGHT), MOUTH)
+def film(split: Split, chosen: Sequence[ClipRef], latents: DecodedLatents | None) -> bytes:
+    """Clips one after another as an mp4: T frames and T times the samples of a frame for each.
+
+    Args:
+        split: of the clips.
+        chosen: to show.
+        latents: to show beside the stored picture; None shows the stored one alone.
+    """
+    stories = [read_story(split, clip) for clip in chosen]
+    for story in stories:
+        if story.lacking:
+            what = f"lacks {story.lacking}" if story.lacking > 0 else f"has {-story.lacking} too many"
+            warnings.warn(f"{story.where}: the sound {what} samples for {story.frames} frames; in the film it is filled up or cut", stacklevel=2)
+    shapes = [_shape(story, split, clip) for story, clip in zip(stories, chosen)]
+    size = canvas_size(shapes, 1 if latents is None else 2)
+    frames = _all_frames(split, list(zip(chosen, stories)), latents, size)
+    video = encode_clip(frames, split.info.fps if split.info else FRAMES_PER_SECOND, crf=FILM_CRF, preset="veryfast")
+    sound = encode_sound(np.concatenate([story.samples_S for story in stories]), _rate(split))
+    return mux(video, sound, str(split.folder), _rate(split))
 
 
-def _mouth(split: Split, clip: ClipRef, metadata: dict[str, Any]) -> np.ndarray | None:
-    if not metadata.get("character") or "truth.npy" not in split.shards[clip.shard].entries[clip.sample].members:
-        return None
-    return registry.instantiate(metadata["character"], "characters").mouth_area(split.decode(clip, "truth.npy"))
+def _all_frames(
+    split: Split, chosen: Sequence[tuple[ClipRef, Story]], latents: DecodedLatents | None, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    for clip, story in progress(chosen, len(chosen), "inspect", "clips"):
+        panels = [("stored", decode_video(split.read(clip, "mp4"), story.where, count=clip.frames))]
+        if latents is not None:
+            panels.append((f"from {latents.name}", latents.frames(clip)))
+        yield from film_frames(panels, story, size)
 
 
-def _draw_curve(
-    pen: ImageDraw.ImageDraw, values: np.ndarray, box: tuple[int, int, int, int], colour: tuple[int, int, int], bars: bool = False
-) -> None:
-    left, top, width, height = box
-    x = left + np.arange(len(values)) / max(len(values) - 1, 1) * width
-    y = top + height - np.clip(values, 0, 1) * (height - 2)
-    if bars:
-        for a, b in zip(x, y):
-            pen.line((a, top + height, a, b), fill=colour)
-    else:
-        pen.line(list(zip(x.tolist(), y.tolist())), fill=colour, width=2)
+def _shape(story: Story, split: Split, clip: ClipRef) -> tuple[int, int]:
+    """Height and width of a clip's picture; the first frame tells where the metadata does not."""
+    height, width = story.metadata.get("height"), story.metadata.get("width")
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    first = decode_video(split.read(clip, "mp4"), story.where, count=1)
+    return first.shape[1], first.shape[2]
+
+
+def _rate(split: Split) -> int:
+    return split.info.sample_rate if split.info else SAMPLE_RATE
