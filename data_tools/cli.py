@@ -60,6 +60,24 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line; KEY=VALUE after the others becomes `overrides` of a verb that takes them.
+
+    Raises:
+        UserError: no such verb.
+        SystemExit: wrong arguments, after a message.
+    """
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        raise UserError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)}")
+    parser = build_parser(verb)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -77,16 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     debug = "--debug" in argv
     try:
-        verb = next((word for word in argv if not word.startswith("-")), None)
-        if verb is not None and verb not in VERBS:
-            raise UserError(f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)}")
-        parser = build_parser(verb)
-        args, rest = parser.parse_known_args(argv)
-        if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.overrides = rest
+        args = parse(argv)
         if args.verb is None:
-            parser.print_help()
+            build_parser().print_help()
             return 2
         if args.trust or args.plugin:
             from flowact import registry

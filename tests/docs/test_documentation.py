@@ -60,8 +60,7 @@ def parse(command: Command) -> argparse.Namespace:
     try:
         if command.program == "flowact":
             return cli._parse(command.arguments)
-        verb = next((word for word in command.arguments if not word.startswith("-")), None)
-        return data_tools.cli.build_parser(verb).parse_args(command.arguments)
+        return data_tools.cli.parse(command.arguments)
     except (UserError, SystemExit) as error:
         pytest.fail(f"{command}: {error}")
 
