@@ -27,7 +27,7 @@ ORDER = (
     *("Container", "Scenes", "FaceTracks", "Length", "Identity", "Rights", "Sharpness", "Exposure", "Motion", "Overlays"),
     *("Loudness", "Voice", "Sync", "States", "Labels", "Captions", "Duplicates"),
 )
-LABEL_SIDECARS = ("TextGrid", "eaf", "csv", "srt")
+LABEL_SIDECARS = ("TextGrid", "eaf", "csv", "tsv", "srt", "vtt", "states.npy")
 SIZES = (64, 128, 256, 512, 768)
 LOOKED_AT = 24
 WIDTH = 118

@@ -183,6 +183,8 @@ def _overlay(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         if not equals:
             raise UserError(f"{text!r} is no KEY=VALUE, e.g. steps.Sync.min_confidence=0.4 or output.size=128")
         parts, steps = name.split("."), config.get("steps") or {}
+        if parts[0] in steps:
+            raise UserError(f"{text!r}: {parts[0]} is a step; write steps.{text}")
         if parts[0] == "steps" and len(parts) > 1 and parts[1] not in steps:
             raise UserError(f"{text!r}: the recipe has no step {parts[1]!r}.{did_you_mean(parts[1], steps)}")
     try:

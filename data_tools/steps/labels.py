@@ -19,6 +19,7 @@ from data_tools.inputs import Source
 from data_tools.steps.base import Clip, Plain, Plan, Rule, Step, json_hash
 from data_tools.steps.captions import DEFAULT_STATE, caption_runs
 from data_tools.steps.states import named_runs
+from flowact.data.schema import from_entries
 from flowact.errors import UserError, did_you_mean
 from flowact.types import FRAMES_PER_SECOND, STATES
 
@@ -241,9 +242,11 @@ def _runs_of(path: Path) -> tuple[list[TextRun] | None, list[TextRun] | None]:
         values: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} can not be read as JSON ({error}); correct or remove it") from error
-    entries = values.get("captions") if isinstance(values, dict) else None
-    ours = [int, int, str, str]
-    if not isinstance(entries, list) or not all(isinstance(entry, list) and [type(part) for part in entry] == ours for entry in entries):
+    try:
+        captions = from_entries("captions", values)
+    except (AttributeError, KeyError, TypeError):
         return None, None  # other people's JSON may hold anything
-    captions = [(first, end, state, text) for first, end, state, text in entries]
+    ours = [int, int, str, str]
+    if not captions or not all([type(part) for part in entry] == ours for entry in captions):
+        return None, None
     return [run[:3] for run in captions], [(first, end, text) for first, end, _, text in captions if text]
