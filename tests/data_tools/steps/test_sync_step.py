@@ -76,7 +76,8 @@ def test_what_can_not_be_told_is_unknown(tmp_path, case):
     if case == "silent":
         samples = np.zeros_like(samples)
     elif case == "little":
-        samples = np.where(np.arange(len(samples)) // 640 < SPAN.first + 20, 0.3 * np.sin(np.arange(len(samples))), 0).astype(np.float32)
+        frames = np.arange(len(samples)) // 640 - SPAN.first
+        samples = np.where((frames >= 0) & (frames < 20), 0.3 * np.sin(np.arange(len(samples))), 0).astype(np.float32)
     elif case == "unseen":
         mouth_T = np.full_like(mouth_T, np.nan)
     elif case == "still":
@@ -90,6 +91,16 @@ def test_what_can_not_be_told_is_unknown(tmp_path, case):
     assert judged(Sync(min_confidence=0.1), clip)[2] == []
     (reason,) = judged(Sync(unknown="reject"), clip)[2]
     assert "can not be told" in reason
+
+
+def test_a_clip_with_little_speech_has_the_offset_of_its_recording(tmp_path):
+    take = act(2)
+    rests = np.flatnonzero(np.convolve(take.states_T == 0, np.ones(25), "valid") == 0)[0]  # a second without speech
+    clip = clip_of(tmp_path, np.roll(take.samples, -4 * 640), mouth_T=take.mouth_T, span=Span(int(rests), int(rests) + 25))
+    scores, plan, _ = judged(Sync(), clip)
+    assert (scores["offset_frames"], scores["method"], plan.shift) == (4, "surroundings", 4)
+    whole = judged(Sync(), replace(clip, plan=replace(clip.plan, span=SPAN)))[0]
+    assert (whole["offset_frames"], whole["method"]) == (4, "opening")
 
 
 def test_a_clip_too_far_off_is_out(tmp_path):
