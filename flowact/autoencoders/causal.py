@@ -12,6 +12,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from flowact.autoencoders.base import Autoencoder
+from flowact.errors import UserError
+
+OVERSAMPLING = 16  # components more than are wanted, by which a randomised factorisation becomes accurate
 
 
 class DecoderState(NamedTuple):
@@ -187,21 +190,28 @@ class CausalVideoAutoencoder(Autoencoder):
         Latent channels come out centred and in order of variance, each with unit variance over these frames.
 
         Args:
-            frames_BCTHW: a few hundred clips of the training set, in [-1, 1]; more patches than `3 * 4 * 16 * 16` are needed.
+            frames_BCTHW: a few hundred clips of the training set, in [-1, 1]; a handful does, with components that fit these clips only.
 
         Returns:
             the share of the patches' variance that the latents keep.
+
+        Raises:
+            UserError: fewer patches than components.
         """
         num_frames, height, width = frames_BCTHW.shape[-3:]
         moving = frames_BCTHW[:, :, 1:].unflatten(2, (self.num_latents(num_frames) - 1, self.temporal_stride))
         grouped = moving.permute(0, 2, 1, 3, 4, 5).reshape(-1, 3 * self.temporal_stride, height, width)
         patches = self._fold(nnf.pixel_unshuffle(grouped, self.patch)).permute(0, 2, 3, 1).flatten(0, 2)
-        if len(patches) <= patches.shape[1]:
-            raise ValueError(f"{len(patches)} patches are too few for components of {patches.shape[1]} numbers; give more or longer clips")
+        num_components = self.latent_channels + OVERSAMPLING
+        if len(patches) < num_components:
+            raise UserError(
+                f"{len(patches)} patches of the training clips are too few for {num_components} principal components; give more or longer clips,"
+                " or start from random weights: model.init_args.principal_clips=0"
+            )
         mean = patches.mean(0)
         with torch.random.fork_rng(devices=[]):  # a randomised factorisation: the same components on every process
             torch.manual_seed(0)
-            _, singular, components = torch.svd_lowrank(patches - mean, q=self.latent_channels + 16, niter=4)
+            _, singular, components = torch.svd_lowrank(patches - mean, q=num_components, niter=4)
         basis = components[:, : self.latent_channels]
         variance = singular[: self.latent_channels].square() / len(patches)
         scale = variance.clamp(min=1e-8).sqrt()

@@ -130,8 +130,8 @@ def test_principal_components_are_centred_of_unit_variance_and_more_of_them_keep
 
 
 def test_too_few_patches_for_components_are_refused():
-    with pytest.raises(ValueError, match="32 patches are too few for components of 3072"):
-        CausalVideoAutoencoder(**ARGUMENTS).start_from_principal_components(torch.zeros(8, 3, 5, 32, 32))
+    with pytest.raises(UserError, match=r"4 patches .* too few for \d+ principal components; .*principal_clips=0"):
+        CausalVideoAutoencoder(**ARGUMENTS).start_from_principal_components(torch.zeros(1, 3, 5, 32, 32))
 
 
 @torch.no_grad()
