@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
@@ -125,7 +126,7 @@ class WindowOrder:
         """Windows of an epoch."""
         return len(self.shard_of_clip) * self.windows_per_clip
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """Of what decides the order beside seed and number of windows; 0 for one set of one shape."""
         if len(self.pools) == 1:

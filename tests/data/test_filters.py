@@ -91,7 +91,7 @@ def keys(loader) -> set[str]:
 
 
 def test_a_run_trains_on_what_is_left_and_validates_on_all(scored, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         data = module(scored, str(scored / "train"), where=["scores.Sync.confidence >= 0.3"])
     assert keys(data.train_dataloader()) == {"train-001", "train-002", "train-004"}
     assert len(keys(data.val_dataloader())) == 3

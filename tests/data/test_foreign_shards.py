@@ -63,7 +63,7 @@ def write_foreign(root: Path, *, pickled: bool = False, index: bool = True, clip
 def test_members_are_found_by_their_names(tmp_path, index, caplog, recwarn):
     root = write_foreign(tmp_path, index=index)
     data = ShardDataModule(str(root / "train"), keys=KEYS, batch_size=2, window_frames=4, windows_per_clip=2)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         batches = list(data.train_dataloader())
     assert len(batches) == 4
     for batch in batches:

@@ -81,7 +81,7 @@ def test_one_set_in_a_list_is_that_set(anna):
 
 
 def test_what_a_mix_gives_is_said_once(anna, bob, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         batches_of(module(Source(str(anna / "train"), 1), Source(str(bob / "train"), 3)), 3)
     told = [line for line in caplog.text.splitlines() if "windows of an epoch" in line]
     assert len(told) == 2
@@ -104,7 +104,7 @@ def test_a_mix_resumes_exactly_and_ranks_agree(anna, wide):
 
 
 def test_clips_of_several_sizes_are_batched_by_size(wide, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         batches = batches_of(module(wide, reference="other"))
     shapes = Counter(tuple(batch.latents_BFCHW.shape[2:]) for batch in batches)
     assert shapes == {(2, 2, 2): 5, (2, 1, 3): 5}

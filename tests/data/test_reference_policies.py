@@ -86,7 +86,7 @@ def test_validation_shows_the_clips_own_picture(people):
 
 
 def test_clips_that_are_alone_are_counted(people, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         pictures(people, "other")
     assert "2 of 6 clips are the only one of their person and size of pictures" in caplog.text
 
