@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from flowact.strict_yaml import read_yaml_file
 RECIPE_FILE = "recipe.yaml"
 #: powers of ten between the lowest and highest value from which bins are of equal ratio
 DECADES = 1.7
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,23 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A clip that is out because of another one.
+
+    Attributes:
+        step: that compared them.
+        key: of the clip that is out.
+        other: of the clip that it was compared with.
+        reason: in one sentence.
+    """
+
+    step: str
+    key: str
+    other: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Decisions:
     """All that a ledger says.
 
@@ -138,6 +157,7 @@ class Decisions:
         kept_frames: of the kept ones.
         funnel: step by step.
         scores: in the order of the steps; those with thresholds first within each.
+        pairs: clips that are out because of others, those nearest to the bound first.
         unread: recordings that could not be read: id, code, reason.
         examining_seconds: of work in the last build, over all recordings.
         packed: clips that lie in shards.
@@ -150,6 +170,7 @@ class Decisions:
     kept_frames: int
     funnel: tuple[FunnelRow, ...]
     scores: tuple[Score, ...]
+    pairs: tuple[Pair, ...]
     unread: tuple[tuple[str, str, str], ...]
     examining_seconds: float
     packed: int
@@ -179,6 +200,7 @@ def decide(
         kept_frames=sum(clip.plan.span.frames for clip in kept if clip.plan),
         funnel=tuple(funnel(clips, order, frames_of, spent)),
         scores=tuple(scores_of(clips, order, near)),
+        pairs=_pairs(clips, 2 * near),
         unread=tuple(unread),
         examining_seconds=sum(source.seconds for source in sources),
         packed=sum(bool(clip.shard) for clip in clips),
@@ -239,6 +261,22 @@ def _rule_text(rejection: Rejection) -> str:
     if not rejection.score:
         return {MAKING: "could not be made", "Deleted": "deleted by hand"}.get(rejection.step, "another clip")
     return f"{rejection.score} {rejection.relation} {plain_text(rejection.bound)}"
+
+
+def _pairs(clips: Sequence[ClipRecord], count: int) -> tuple[Pair, ...]:
+    """Clips that no rule of their own took out, and whose reason names another clip."""
+    keys = {clip.key for clip in clips}
+    found = []
+    for clip in clips:
+        rejection = clip.rejection
+        if rejection is None or rejection.step in (READING, MAKING) or any(not rule.kept for rule in clip.rules.get(rejection.step, ())):
+            continue
+        other = next((word for word in _WORD.findall(rejection.reason) if word in keys and word != clip.key), None)
+        if other is not None:
+            measured = is_number(rejection.value) and is_number(rejection.bound)
+            distance = abs(rejection.value - rejection.bound) if measured else 0.0
+            found.append((distance, Pair(rejection.step, clip.key, other, rejection.reason)))
+    return tuple(pair for _, pair in sorted(found, key=lambda entry: entry[0])[:count])
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------------------------------------
@@ -310,9 +348,19 @@ def _score(step: str, name: str, column: _Column, clips: Sequence[ClipRecord], k
 
 
 def _nearest(values: np.ndarray, numbers: np.ndarray, chosen: np.ndarray, bound: float, clips: Sequence[ClipRecord], count: int) -> tuple[Near, ...]:
+    """Of clips that are equally near, those of different recordings come first."""
     where = np.flatnonzero(chosen)
-    order = where[np.argsort(np.abs(values[where] - bound), kind="stable")][:count]
-    return tuple(Near(clips[numbers[i]].key, float(values[i])) for i in order)
+    distances = np.abs(values[where] - bound)
+    if len(where) > count:
+        near = distances <= np.partition(distances, count - 1)[count - 1]
+        where, distances = where[near], distances[near]
+    seen = Counter[tuple[float, str]]()
+    ranked = []
+    for i, distance in zip(where, distances):
+        place = (float(distance), clips[numbers[i]].source)
+        ranked.append((float(distance), seen[place], int(i)))
+        seen[place] += 1
+    return tuple(Near(clips[numbers[i]].key, float(values[i])) for *_, i in sorted(ranked)[:count])
 
 
 def is_number(value: Any) -> bool:

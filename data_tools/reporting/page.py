@@ -118,13 +118,14 @@ def _context(
 
 def _build_sections(root: Path, built: _Built | None, shards: Shards, media: MediaFolder, examples: int) -> dict[str, Any]:
     if built is None:
-        return {"funnel": [], "deciding": [], "passing": [], "free": []}
+        return {"funnel": [], "deciding": [], "passing": [], "free": [], "pairs": []}
     thumbnails = Thumbnails(root, built.clips, built.sources, shards, media)
     found = views.score_views(built.decisions, thumbnails.of, examples)
     return {
         "funnel": views.funnel_views(built.decisions),
         "deciding": [view for view in found if view.rules and view.broken],
         "passing": [view for view in found if view.rules and not view.broken],
+        "pairs": views.pair_views(built.decisions, thumbnails.of, examples // 8),
         "free": [view for view in found if not view.rules and view.chart],
     }
 

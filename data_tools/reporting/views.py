@@ -37,6 +37,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PairView:
+    """A clip that is out beside the one that is the reason."""
+
+    step: str
+    reason: str
+    out: Picture
+    other: Picture
+
+
+@dataclass(frozen=True)
 class RuleView:
     """A threshold in words, with the clips nearest to it."""
 
@@ -193,6 +203,14 @@ def score_views(decisions: Decisions, thumbnail: Callable[[str], Shown], example
             )
         )
     return views
+
+
+def pair_views(decisions: Decisions, thumbnail: Callable[[str], Shown], count: int) -> list[PairView]:
+    """Clips beside those that took them out."""
+    return [
+        PairView(pair.step, pair.reason, Picture(pair.key, "", thumbnail(pair.key)), Picture(pair.other, "", thumbnail(pair.other)))
+        for pair in decisions.pairs[:count]
+    ]
 
 
 def _chart_title(score: Score) -> str:

@@ -123,13 +123,33 @@ def test_no_bar_is_on_both_sides_of_a_threshold(seed: int) -> None:
 def test_nearest_clips_are_nearest() -> None:
     clips = made_clips(300)
     decisions = decide(clips, made_sources(clips), STEPS, {}, near=5)
+    by_key = {clip.key: clip for clip in clips}
     sharp = next(score for score in decisions.scores if score.name == "sharpness")
     (rule,) = sharp.thresholds
     assert [near.value for near in rule.near_broken] == sorted(sharp.broken, key=lambda value: abs(value - rule.bound))[:5]
+    assert len({by_key[near.key].source for near in rule.near_broken}) > 1
     assert [near.value for near in rule.near_kept] == sorted(sharp.kept, key=lambda value: abs(value - rule.bound))[:5]
-    by_key = {clip.key: clip for clip in clips}
     assert all(by_key[near.key].rejection is None for near in rule.near_kept)
     assert all(by_key[near.key].scores["Sharpness"]["sharpness"] == near.value for near in (*rule.near_kept, *rule.near_broken))
+
+
+def test_of_equally_near_clips_those_of_different_recordings_come_first() -> None:
+    held = {"Voice": (Rule.at_least("share", 0.0, 0.3),)}
+    rejection = Rejection("Voice", "silent", "share", 0.0, "at least", 0.3)
+    clips = [ClipRecord(f"k{i}", f"s{i // 3}", Plan(Span(0, 41)), {"Voice": {"share": 0.0}}, held, rejection) for i in range(9)]  # type: ignore[arg-type]
+    (score,) = decide(clips, made_sources(clips), ["Voice"], {}, near=3).scores
+    assert [near.key for near in score.thresholds[0].near_broken] == ["k0", "k3", "k6"]
+
+
+def test_a_clip_that_is_out_because_of_another_stands_beside_it(tmp_path: Path) -> None:
+    out = Rejection("Duplicates", "shows and sounds like k0, which is kept", "bits", 3, "at most", 10)
+    clips = [ClipRecord("k0", "s0", Plan(Span(0, 41))), ClipRecord("k1", "s1", Plan(Span(0, 41)), {"Duplicates": {"hash": "ab"}}, rejection=out)]
+    (pair,) = decide(clips, made_sources(clips), ["Duplicates"], {}).pairs
+    assert (pair.key, pair.other) == ("k1", "k0")
+    fill_ledger(tmp_path, clips, made_sources(clips))
+    page = Page(write_report(tmp_path, tmp_path / "report").path)
+    check(page, tmp_path / "report")
+    assert "pairs" in page.ids
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------------------------------------
