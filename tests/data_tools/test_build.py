@@ -17,6 +17,7 @@ from made_dataset import run_killed
 from recordings import FACE, members, metadata, shards, write_people, write_recipe, write_recording
 
 from data_tools.building.ledger import Ledger
+from data_tools.building.making import without_nothing
 from data_tools.cli import main
 from data_tools.manifest import read_rows
 from flowact.data import open_split
@@ -289,6 +290,26 @@ def test_members_are_the_same_in_every_sample(built):
             suffixes.setdefault(key, set()).add(suffix)
         assert len(set(map(frozenset, suffixes.values()))) == 1
         assert not any(name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pyd")) for name in members(shard))
+
+
+def test_table_readers_infer_one_type(built):
+    """`datasets` guesses the type of KEY.json from the first five clips of a shard; it must hold for all others."""
+    pyarrow = pytest.importorskip("pyarrow")
+    entries = list(metadata(built[1]).values())
+    assert len(entries) == 6
+    for first in range(len(entries)):
+        rotated = entries[first:] + entries[:first]
+        schema = pyarrow.Table.from_pylist(rotated[:1]).schema
+        assert pyarrow.Table.from_pylist(rotated, schema).num_rows == len(entries)
+        assert not any(pyarrow.types.is_null(field.type) for field in schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [({"a": None, "b": 1}, {"b": 1}), ({"a": {"b": None}}, {}), ({"a": [], "b": [{"c": None}]}, {"b": [{}]}), ({"a": False, "b": 0}, {"a": False, "b": 0})],
+)
+def test_entries_that_hold_nothing_are_left_out(value, left):
+    assert without_nothing(value) == left
 
 
 def test_explain_tells_a_clips_life(built, tmp_path, capsys):
