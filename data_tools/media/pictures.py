@@ -40,6 +40,8 @@ class Pictures:
         width: as displayed: turned, and with square pixels.
         height: likewise.
         interlaced: whether the first picture consists of two fields.
+        decoded: pictures so far.
+        damaged: of these, those in which data is missing, and those made of them.
 
     Raises:
         FootageError: not to be opened, or no picture decodes.
@@ -66,6 +68,7 @@ class Pictures:
         self.native = float(self.stream.average_rate or self.stream.guessed_rate or 25)
         self.interlaced = bool(self.first.interlaced_frame)
         self.decoded = 0
+        self.damaged = 0
         self.packets = 0
         self.backwards = 0
 
@@ -95,9 +98,12 @@ class Pictures:
         """
         frames = self._from(seconds)
         before: Shown | None = None
-        self.decoded = self.backwards = 0
+        self.decoded = self.damaged = self.backwards = 0
+        torn = False
         for frame in frames:
             self.decoded += 1
+            torn = frame.is_corrupt or (torn and not frame.key_frame)  # what follows is made of it
+            self.damaged += torn
             start = self._time(frame)
             if before is not None:
                 if start is None:
@@ -210,6 +216,9 @@ class Pictures:
         if from_start and is_short(self.decoded, self.packets, self.native):
             found = f"{self.decoded} frames decode of {self.packets} that it holds"
             raise FootageError(f"{self.path}: {found}; it is damaged: copy it again", "undecodable")
+        if from_start and is_short(self.decoded - self.damaged, self.decoded, self.native):
+            found = f"{self.damaged} of {self.decoded} pictures are torn"
+            raise FootageError(f"{self.path}: {found}; copy the file again, or re-encode it if they can stay", "undecodable")
         if self.stream.duration:
             claimed_seconds, seen = float(self.stream.duration * self.stream.time_base), end
         elif self.container.duration and SEEKABLE & set(self.container.format.name.split(",")):  # others only estimate

@@ -25,6 +25,7 @@ class Footage:
         fps: average frames a second.
         claimed_frames: by the container; 0 when it does not say.
         decoded_frames: None when not counted.
+        damaged_frames: of the decoded ones, those that are torn; None when not counted.
         variable_rate: whether frames differ in duration; None when not counted.
         rotation: degrees counter-clockwise that a player turns the picture, 0 to 359.
         pixel_format: of the picture.
@@ -48,6 +49,7 @@ class Footage:
     fps: float = 0.0
     claimed_frames: int = 0
     decoded_frames: int | None = None
+    damaged_frames: int | None = None
     variable_rate: bool | None = None
     rotation: int = 0
     pixel_format: str = ""
@@ -126,7 +128,8 @@ def _count(pictures: Pictures) -> tuple[dict[str, Any], FootageError | None]:
     except FootageError as error:
         stopped = error
     steps = np.diff(starts) if len(starts) > 1 else np.zeros(1)
-    return {"decoded_frames": pictures.decoded, "variable_rate": bool(np.ptp(steps) > 0.5 * np.median(steps))}, stopped
+    variable = bool(np.ptp(steps) > 0.5 * np.median(steps))
+    return {"decoded_frames": pictures.decoded, "damaged_frames": pictures.damaged, "variable_rate": variable}, stopped
 
 
 def _has_alpha(pixel_format: str | None) -> bool:

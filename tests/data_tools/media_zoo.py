@@ -86,6 +86,7 @@ class Style:
     size: tuple[int, int] = (96, 64)
     begin: float = 0.0
     clock: Fraction = CLOCK
+    noise: bool = False
 
 
 def write_film(path: Path, lengths: Sequence[Fraction], style: Style = Style(), tracks: Sequence[Track] = (Track(),)) -> Film:
@@ -107,7 +108,8 @@ def write_film(path: Path, lengths: Sequence[Fraction], style: Style = Style(), 
         for number in range(len(lengths) + 1):
             frame = None
             if number < len(lengths):
-                frame = av.VideoFrame.from_ndarray(picture(number, style.size), format="yuv444p").reformat(format=style.pixels)
+                planes = picture(number, style.size, style.noise)
+                frame = av.VideoFrame.from_ndarray(planes, format="yuv444p").reformat(format=style.pixels)
                 frame.pts, frame.time_base = ticks[number], style.clock
             for packet in video.encode(frame):
                 packet.duration = lasts[packet.pts]
@@ -117,12 +119,14 @@ def write_film(path: Path, lengths: Sequence[Fraction], style: Style = Style(), 
     return Film(path, tuple(float(start) for start in starts[:-1]), float(starts[-1]), style.size, tuple(tracks))
 
 
-def picture(number: int, size: tuple[int, int]) -> np.ndarray:
-    """Grey by its number with a white square in the left upper corner, yuv444p (3, H, W)."""
+def picture(number: int, size: tuple[int, int], noise: bool = False) -> np.ndarray:
+    """Grey by its number with a white square in the left upper corner, yuv444p (3, H, W); with noise that moves along its lower quarter if wanted."""
     width, height = size
     planes = np.full((3, height, width), 128, np.uint8)
     planes[0] = 16 + STEP * number
     planes[0, : height // 4, : width // 4] = 235
+    if noise:
+        planes[0, height * 3 // 4 :] = np.roll(np.random.default_rng(0).integers(16, 236, (height - height * 3 // 4, width)), number, axis=1)
     return planes
 
 

@@ -290,6 +290,7 @@ def test_a_survey_says_what_a_film_holds(zoo: Zoo, name: str) -> None:
     found = survey(film.path)
     assert set(found.problems) <= {"no sound"}
     assert not found.code
+    assert not found.damaged_frames
     assert (found.width, found.height) == film.size
     assert found.decoded_frames == len(film.starts)
     assert found.claimed_frames in (0, len(film.starts))
@@ -378,6 +379,36 @@ def test_whatever_is_cut_off_a_short_decode_is_never_silent(tmp_path: Path, suff
         refused += bool(code)
         assert code or frames >= film.frames * 0.98 - 0.25 * 25 - 1, f"{share:.0%} of the bytes gave {frames} of {film.frames} frames"
     assert refused >= 12
+
+
+def torn(path: Path) -> int:
+    """Pictures that the decoder makes up, and those made of them; all when it gives up."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        broken = count = 0
+        try:
+            for frame in container.decode(stream):
+                broken = frame.is_corrupt or (broken and not frame.key_frame)
+                count += broken
+        except av.error.FFmpegError:
+            return stream.frames
+    return count
+
+
+def test_a_picture_that_the_decoder_makes_up_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "torn.mp4"
+    style = Style(options={"crf": "20", "preset": "veryfast", "g": "12"}, flags={"movflags": "faststart"}, noise=True)
+    write_film(path, even(25, 1.6), style, ())
+    assert not torn(path)
+    whole, known = path.read_bytes(), 0
+    for at in np.linspace(whole.index(b"mdat") + 700, len(whole) - 40, 24).astype(int):
+        path.write_bytes(whole[:at] + bytes(range(20)) + whole[at + 20 :])
+        if torn(path) > 2:
+            known += 1
+            assert code_or_frames(path)[0] == "undecodable", f"damage at byte {at}"
+            assert survey(path).code == "undecodable"
+    assert known > 10
 
 
 def test_a_span_beyond_the_end_is_an_error(zoo: Zoo, long_films: dict[str, Film]) -> None:
