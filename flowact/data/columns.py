@@ -56,6 +56,15 @@ def temporal_stride(latents: ColumnInfo) -> int:
     return latents.temporal_stride
 
 
+def latent_shape(latents: ColumnInfo, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """[C, H, W] of a clip's latents: from the size of its pictures by KEY.json, else what the column states, which is the shape of most clips."""
+    channels, *size = latents.shapes["latents.npy"]
+    stride, width, height = latents.spatial_stride, metadata.get("width"), metadata.get("height")
+    if stride and isinstance(width, int) and isinstance(height, int):
+        size = [height // stride, width // stride]
+    return (channels, *size)
+
+
 def rates(split: Split) -> dict[str, Any]:
     """What dataset.yaml says of pictures, sound and states; nothing where there is none."""
     if split.info is None:

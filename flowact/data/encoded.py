@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from flowact.data.cache import WorkerCache
-from flowact.data.columns import rates, temporal_stride
+from flowact.data.columns import latent_shape, rates, temporal_stride
 from flowact.data.pipeline import Window
 from flowact.data.references import Companions, ReferencePolicy, farthest
 from flowact.data.schema import Captions, parse_captions, read_column, wrong_optional_member
@@ -100,7 +100,7 @@ class EncodedClips:
             self.assumed.update(added)
             self.captions.append(parse_captions(metadata, split.where(clip)))
             self._check_captions(self.captions[-1], clip)
-            self.shapes.append(self._latent_shape(metadata))
+            self.shapes.append(latent_shape(self.infos["latents"], metadata))
             identities.append(metadata["identity"])
         self.companions = Companions.of(identities, self.shapes)
 
@@ -117,14 +117,6 @@ class EncodedClips:
     def _holds(self, column: str, folder: Path) -> bool:
         """Whether the shards hold a column's features themselves, as shards made elsewhere may."""
         return f"{column}.npy" in self.split.members(self.split.clips[0]) and not (folder / self.split.name).is_dir()
-
-    def _latent_shape(self, metadata: dict[str, Any]) -> tuple[int, ...]:
-        """From the size of the clip's pictures, which its column states for most clips only."""
-        channels, *size = self.infos["latents"].shapes["latents.npy"]
-        stride, width, height = self.infos["latents"].spatial_stride, metadata.get("width"), metadata.get("height")
-        if isinstance(width, int) and isinstance(height, int) and stride:
-            size = [height // stride, width // stride]
-        return (channels, *size)
 
     def _check_lengths(self) -> None:
         need = self.num_frames * self.stride + 1
