@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from data_tools.manifest import UNKNOWN
 from data_tools.reporting.contents import Contents
-from data_tools.reporting.decisions import Decisions, number_text
+from data_tools.reporting.decisions import Decisions
+from data_tools.reporting.numbers import number_text
 from flowact.data.schema import DatasetInfo
 from flowact.types import FIRST_STREAMED_FRAME, STATES
 
@@ -44,7 +45,8 @@ def advise(decisions: Decisions | None, contents: Contents | None, info: Dataset
     """All findings, the serious ones first."""
     found: list[Advice] = []
     if contents is not None and info is not None:
-        found += [*_rights(contents), *_splits(contents), *_people(contents, info.fps), *_behaviour(contents), *_shapes(contents), *_sync(contents)]
+        found += [*_rights(contents), *_splits(contents), *_people(contents, info.fps)]
+        found += [*_behaviour(contents), *_shapes(contents, info.fps), *_sync(contents)]
     if decisions is not None:
         found += _build(decisions, contents)
     return sorted(found, key=lambda advice: not advice.serious)
@@ -100,14 +102,14 @@ def _behaviour(contents: Contents) -> Iterator[Advice]:
         yield Advice("Almost nobody speaks.", "check the sound of a few clips below; a wrong track, or a threshold of Voice", "sound", serious=True)
 
 
-def _shapes(contents: Contents) -> Iterator[Advice]:
+def _shapes(contents: Contents, fps: int) -> Iterator[Advice]:
     sizes = contents.total("sizes")
     if len(sizes) > 1:
         yield Advice(f"Pictures have {len(sizes)} sizes.", "set output.size in the recipe, or train with buckets", "shards")
     excluded = sum(split.excluded for split in contents.splits.values())
     if excluded:
         yield Advice(f"{_clips(excluded)} are excluded in dataset.yaml and counted here.", "readers skip them", "shards")
-    short = sum(seconds * 25 <= FIRST_STREAMED_FRAME for split in contents.splits.values() for seconds in split.seconds)
+    short = sum(seconds * fps <= FIRST_STREAMED_FRAME for split in contents.splits.values() for seconds in split.seconds)
     if short:
         yield Advice(f"{_clips(short)} have a single frame.", "they hold no motion; reject them with Length.min_seconds", "shards")
 

@@ -15,13 +15,12 @@ import numpy as np
 from data_tools.building.engine import MAKING
 from data_tools.building.examine import READING
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, SourceRecord
+from data_tools.reporting.numbers import is_number, plain_text
 from data_tools.steps.base import Plain, Rejection
 from flowact.errors import UserError
 from flowact.strict_yaml import read_yaml_file
 
 RECIPE_FILE = "recipe.yaml"
-#: powers of ten between the lowest and highest value from which bins are of equal ratio
-DECADES = 1.7
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -361,109 +360,3 @@ def _nearest(values: np.ndarray, numbers: np.ndarray, chosen: np.ndarray, bound:
         ranked.append((float(distance), seen[place], int(i)))
         seen[place] += 1
     return tuple(Near(clips[numbers[i]].key, float(values[i])) for *_, i in sorted(ranked)[:count])
-
-
-def is_number(value: Any) -> bool:
-    """A finite number; truth values are words."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def plain_text(value: Any) -> str:
-    """A score's value or a bound in words."""
-    if value is None:
-        return "not measured"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return number_text(value, 4) if is_number(value) else str(value)
-
-
-def number_text(value: float, digits: int = 3) -> str:
-    """A number as a person writes it: no exponent, no tail of zeros; a thin space between thousands.
-
-    >>> number_text(0.30000004), number_text(12_000), number_text(-0.0), number_text(99.97)
-    ('0.3', '12\u202f000', '0', '100')
-    """
-    rounded = float(f"{value:.{digits}g}") if abs(value) < 10**digits else round(value)
-    text = f"{rounded:,.10f}".rstrip("0").rstrip(".").replace(",", "\u202f")
-    return "0" if text == "-0" else text
-
-
-# --- histograms -------------------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of clips that keep and that break the rules.
-
-    Attributes:
-        edges: of the bins, ascending, one more than bins; values beyond the first and last are counted in the bins there.
-        kept: of each bin.
-        broken: of each bin.
-        below: whether values lie below the first edge.
-        above: whether values lie above the last.
-        log: whether the bins are equal in ratio instead of in width.
-    """
-
-    edges: np.ndarray
-    kept: np.ndarray
-    broken: np.ndarray
-    below: bool = False
-    above: bool = False
-    log: bool = False
-
-
-def histogram(
-    kept: np.ndarray, broken: np.ndarray, thresholds: Sequence[Threshold] = (), bins: int = 36, reach: tuple[float, float] | None = None
-) -> Histogram:
-    """Bins whose edges contain every bound, so that no bar is on both sides of a threshold.
-
-    A few far values do not squeeze the others together: one in 200 at each end may lie beyond the edges, and is counted in the bin there. Values
-    that are all positive and differ by more than `DECADES` are put into bins of equal ratio.
-
-    Args:
-        kept: values that keep the rules.
-        broken: values that do not.
-        thresholds: of the score.
-        bins: about how many.
-        reach: lowest and highest value to draw; None takes those of the values and bounds.
-    """
-    values = np.concatenate([kept, broken])
-    bounds = sorted({float(threshold.bound) for threshold in thresholds if is_number(threshold.bound)})
-    low, high = reach or _range(values, bounds)
-    whole = bool(len(values)) and bool((values == np.round(values)).all()) and all(bound == round(bound) for bound in bounds)
-    log = not whole and low > 0 and high / low > 10**DECADES
-    if whole and high - low <= 60:
-        edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.5)
-    elif log:
-        edges = np.unique(np.concatenate([np.geomspace(low, high, bins + 1), bounds]))
-    else:
-        step = nice_step((high - low) / bins)
-        anchor = bounds[0] if bounds else 0.0
-        first, last = np.floor((low - anchor) / step + 1e-9), np.ceil((high - anchor) / step - 1e-9)
-        edges = np.unique(np.concatenate([anchor + step * np.arange(first, max(last, first + 1) + 1), bounds]))
-    inclusive = np.array([float(threshold.bound) for threshold in thresholds if threshold.relation == "at most" and is_number(threshold.bound)])
-    counts = [np.bincount(_bin(part, edges, inclusive), minlength=len(edges) - 1) for part in (kept, broken)]
-    return Histogram(edges, counts[0], counts[1], bool((values < edges[0]).any()), bool((values > edges[-1]).any()), log)
-
-
-def _range(values: np.ndarray, bounds: Sequence[float]) -> tuple[float, float]:
-    ends = np.concatenate([np.percentile(values, [0.5, 99.5]) if len(values) > 200 else values, bounds]) if len(values) or bounds else np.zeros(1)
-    low, high = float(ends.min()), float(ends.max())
-    if low == high:
-        room = abs(low) * 0.1 or 0.5
-        return low - room, high + room
-    return low, high
-
-
-def _bin(values: np.ndarray, edges: np.ndarray, inclusive: np.ndarray) -> np.ndarray:
-    """Number of each value's bin; a value equal to an 'at most' bound is below it, any other edge belongs to the bin above."""
-    number = np.searchsorted(edges, values, side="right") - 1 - np.isin(values, inclusive)
-    return np.clip(number, 0, len(edges) - 2)
-
-
-def nice_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
-    if step <= 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(step))
-    return float(next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9)))

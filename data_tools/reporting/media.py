@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from flowact.data.shards import ShardError, ShardReader, decode
 MEDIA_FOLDER = "media"
 _NAME = re.compile(r"[0-9a-f]{20}\.(jpg|png|mp4)(\.part)?\Z")
 THUMB_HEIGHT = 150
+#: containers that are searched by time; in others a frame beyond `FAR` costs minutes
+SEARCHABLE = (".mp4", ".mov", ".m4v", ".mkv", ".webm")
+FAR = 5 * 60 * 25
 
 
 class MediaFolder:
@@ -146,6 +149,8 @@ class Thumbnails:
             return Shown(None, "its recording is remote and is not fetched for a picture")
         if record.stamp != stamp_of(record.source):
             return Shown(None, "its recording was moved or changed since")
+        if clip.plan and clip.plan.span.first > FAR and PurePosixPath(record.source.address).suffix.lower() not in SEARCHABLE:
+            return Shown(None, "it is far inside a recording that can only be read from the start")
         try:
             return Shown(self.media.add(thumbnail(self._frame(clip, record)), "jpg"))
         except (MediaError, OSError, ValueError):
@@ -201,9 +206,9 @@ class Film:
 def film(place: Place, shards: Shards, media: MediaFolder, sample_rate: int) -> Film:
     """Make the files of a clip that is shown with its sound; a damaged clip says so instead."""
     shard = f"{place.split}/{place.shard}"
-    members = shards.members(shard, place.key)
-    metadata = decode("json", members["json"], place.where)
+    metadata = shards.metadata(shard, place.key)
     try:
+        members = shards.members(shard, place.key)
         samples = decode_sound(members["wav"], place.where, sample_rate)
         truth, boxes = (decode(name, members[name], place.where) if name in members else None for name in ("truth.npy", "boxes.npy"))
         return Film(
@@ -215,5 +220,5 @@ def film(place: Place, shards: Shards, media: MediaFolder, sample_rate: int) -> 
             curves.wave_peaks(samples),
             curves.mouth_opening(metadata, truth, boxes),
         )
-    except (KeyError, MediaError) as error:
+    except (KeyError, MediaError, ShardError) as error:
         return Film(place, metadata, None, note=str(error))

@@ -12,8 +12,9 @@ from data_tools.building.ledger import LEDGER_FILE, WORK_FOLDER, ClipRecord, Led
 from data_tools.reporting import charts, views
 from data_tools.reporting.advice import advise
 from data_tools.reporting.contents import Contents, choose, collect
-from data_tools.reporting.decisions import Decisions, decide, number_text, recipe_steps
+from data_tools.reporting.decisions import Decisions, decide, recipe_steps
 from data_tools.reporting.media import MediaFolder, Shards, Thumbnails, film
+from data_tools.reporting.numbers import number_text
 from data_tools.workplace import locked, progress
 from flowact.data.schema import DATASET_FILE, DatasetInfo, read_dataset, write_atomically
 from flowact.data.shards import split_folders

@@ -14,8 +14,10 @@ from markupsafe import Markup
 from data_tools.reporting import charts
 from data_tools.reporting.charts import STATE_COLOURS
 from data_tools.reporting.contents import Contents, Place, quantiles
-from data_tools.reporting.decisions import Decisions, FunnelRow, Near, Score, Threshold, histogram, number_text, plain_text
+from data_tools.reporting.decisions import Decisions, FunnelRow, Near, Score, Threshold
+from data_tools.reporting.histograms import histogram
 from data_tools.reporting.media import Film, Shown
+from data_tools.reporting.numbers import number_text, plain_text
 from flowact.data.schema import from_entries, parse_captions
 from flowact.types import FRAMES_PER_SECOND, STATES
 
@@ -84,6 +86,7 @@ class FunnelView:
     out_share: float
     lost: str
     cost: str
+    cost_share: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def seconds_text(seconds: float) -> str:
 def funnel_views(decisions: Decisions) -> list[FunnelView]:
     """Steps that something reached; those that neither reject nor cost anything are left out, and so is everything behind the last clip."""
     most = max(decisions.clips, 1)
+    dearest = max((row.seconds or 0.0 for row in decisions.funnel), default=0.0) or 1.0
     charted = {score.step: slug(score.step, score.name) for score in reversed(decisions.scores) if score.thresholds}
     return [
         FunnelView(
@@ -165,6 +169,7 @@ def funnel_views(decisions: Decisions) -> list[FunnelView]:
             row.out / most * 100,
             hours_text(row.frames_out) if row.frames_out else "",
             seconds_text(row.seconds) if row.seconds else "",
+            (row.seconds or 0.0) / dearest * 100,
         )
         for row in decisions.funnel
         if row.reached and (row.out or row.seconds is not None or row.step in charted)

@@ -21,7 +21,8 @@ from data_tools.building.engine import funnel as engine_funnel
 from data_tools.building.ledger import ClipRecord, Ledger, SourceRecord
 from data_tools.cli import main
 from data_tools.inputs import Source
-from data_tools.reporting.decisions import Threshold, decide, histogram, recipe_steps
+from data_tools.reporting.decisions import Threshold, decide, recipe_steps
+from data_tools.reporting.histograms import histogram
 from data_tools.reporting.muxing import mux
 from data_tools.reporting.page import write_report
 from data_tools.steps.base import Plan, Rejection, Rule, Span
