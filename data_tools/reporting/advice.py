@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_tools.manifest import UNKNOWN
 from data_tools.reporting.contents import Contents
 from data_tools.reporting.decisions import Decisions
-from data_tools.reporting.numbers import number_text
+from data_tools.reporting.wording import number_text
 from flowact.data.schema import DatasetInfo
 from flowact.types import FIRST_STREAMED_FRAME, STATES
 

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from data_tools.reporting.decisions import Threshold
 from data_tools.reporting.histograms import Histogram
-from data_tools.reporting.numbers import is_number, nice_step, number_text, plain_text
+from data_tools.reporting.wording import is_number, nice_step, number_text, plain_text
 
 WIDTH, HEIGHT = 640, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 30, 26

@@ -15,7 +15,7 @@ import numpy as np
 from data_tools.building.engine import MAKING
 from data_tools.building.examine import READING
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, SourceRecord
-from data_tools.reporting.numbers import is_number, plain_text
+from data_tools.reporting.wording import is_number, plain_text
 from data_tools.steps.base import Plain, Rejection
 from flowact.errors import UserError
 from flowact.strict_yaml import read_yaml_file

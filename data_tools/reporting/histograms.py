@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_tools.reporting.decisions import Threshold
-from data_tools.reporting.numbers import is_number, nice_step
+from data_tools.reporting.wording import is_number, nice_step
 
 #: powers of ten between the lowest and highest value from which bins are of equal ratio
 DECADES = 1.7

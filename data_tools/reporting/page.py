@@ -14,7 +14,7 @@ from data_tools.reporting.advice import advise
 from data_tools.reporting.contents import Contents, choose, collect
 from data_tools.reporting.decisions import Decisions, decide, recipe_steps
 from data_tools.reporting.media import MediaFolder, Shards, Thumbnails, film
-from data_tools.reporting.numbers import number_text
+from data_tools.reporting.wording import number_text
 from data_tools.workplace import locked, progress
 from flowact.data.schema import DATASET_FILE, DatasetInfo, read_dataset, write_atomically
 from flowact.data.shards import split_folders

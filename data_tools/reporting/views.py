@@ -17,7 +17,7 @@ from data_tools.reporting.contents import Contents, Place, quantiles
 from data_tools.reporting.decisions import Decisions, FunnelRow, Near, Score, Threshold
 from data_tools.reporting.histograms import histogram
 from data_tools.reporting.media import Film, Shown
-from data_tools.reporting.numbers import number_text, plain_text
+from data_tools.reporting.wording import number_text, plain_text
 from flowact.data.schema import from_entries, parse_captions
 from flowact.types import FRAMES_PER_SECOND, STATES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import re
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ from data_tools.building.engine import funnel as engine_funnel
 from data_tools.building.ledger import ClipRecord, Ledger, SourceRecord
 from data_tools.cli import main
 from data_tools.inputs import Source
+from data_tools.reporting import charts, views, wording
 from data_tools.reporting.decisions import Threshold, decide, recipe_steps
 from data_tools.reporting.histograms import histogram
 from data_tools.reporting.muxing import mux
@@ -151,6 +153,11 @@ def test_a_clip_that_is_out_because_of_another_stands_beside_it(tmp_path: Path) 
     page = Page(write_report(tmp_path, tmp_path / "report").path)
     check(page, tmp_path / "report")
     assert "pairs" in page.ids
+
+
+@pytest.mark.parametrize("module", [charts, views, wording])
+def test_examples_in_docstrings_hold(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------------------------------------

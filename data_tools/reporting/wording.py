@@ -25,7 +25,7 @@ def number_text(value: float, digits: int = 3) -> str:
     """A number as a person writes it: no exponent, no tail of zeros; a thin space between thousands.
 
     >>> number_text(0.30000004), number_text(12_000), number_text(-0.0), number_text(99.97)
-    ('0.3', '12\u202f000', '0', '100')
+    ('0.3', '12\\u202f000', '0', '100')
     """
     rounded = float(f"{value:.{digits}g}") if abs(value) < 10**digits else round(value)
     text = f"{rounded:,.10f}".rstrip("0").rstrip(".").replace(",", "\u202f")
