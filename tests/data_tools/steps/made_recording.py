@@ -21,11 +21,11 @@ from flowact.types import SAMPLES_PER_FRAME
 
 
 @functools.cache
-def act(seed: int = 0, frames: int = 61, size: int = 64) -> dict[str, np.ndarray]:
-    """A puppet that speaks all the time, as `record` takes it: pictures, boxes and samples."""
+def act(seed: int = 0, frames: int = 61, size: int = 64, person: int = 0) -> dict[str, np.ndarray]:
+    """A puppet that speaks all the time, as `record` takes it: pictures, boxes and samples. Another seed is another take of the same person."""
     generator = np.random.default_rng([1, seed])
     puppet = Puppet(size)
-    identity = puppet.sample_identity(generator)
+    identity = puppet.sample_identity(np.random.default_rng([2, person]))
     samples_S = np.concatenate([piece.samples for piece in of_split(load_speech(None), "train")[seed : seed + 8]])[: frames * SAMPLES_PER_FRAME]
     states_T = np.full(frames, SPEAKING, np.uint8)
     truth_TP = puppet.perform(samples_S, states_T, generator)
