@@ -58,7 +58,7 @@ def _rights(contents: Contents) -> Iterator[Advice]:
             what = "no licence" if name == "licence" else "no consent of the person shown"
             word = name.replace("licence", "license")
             fix = f"say it in the input's table (column '{word}'), or in the recipe's Rights step; until then the clips should not be passed on"
-            yield Advice(f"{_clips(counts[UNKNOWN])} of {_clips(contents.clips)} state {what}.", fix, "rights", serious=True)
+            yield Advice(f"{number_text(counts[UNKNOWN], 6)} of {_clips(contents.clips)} state {what}.", fix, "rights", serious=True)
 
 
 def _splits(contents: Contents) -> Iterator[Advice]:
@@ -127,6 +127,8 @@ def _build(decisions: Decisions, contents: Contents | None) -> Iterator[Advice]:
             what = row.reasons[0].rule
             text = f"{row.step} takes out {row.out} of the {row.reached} clips that reach it, mostly by: {what}."
             yield Advice(text, "look at the clips nearest to the threshold; a changed threshold measures nothing again", "funnel")
+    if any(score.num_broken for score in decisions.scores) and not any(score.out for score in decisions.scores):
+        yield Advice("Clips were scored and judged, but none was rejected.", "build without --score-only to let the thresholds decide", "thresholds")
     if contents is None:
         yield Advice("Nothing has been packed yet: this is what a dry run found.", "build without --dry-run", "funnel")
     elif contents.clips != decisions.packed:

@@ -14,6 +14,9 @@ import numpy as np
 from data_tools.manifest import Clip, read_clips
 from flowact.data.schema import DatasetInfo, from_entries, parse_captions
 
+#: the step that listens for speech
+LISTENER = "Voice"
+
 
 @dataclass
 class SplitContents:
@@ -112,7 +115,7 @@ def _count(split: SplitContents, clip: Clip, fps: int) -> None:
     split.seconds.append(clip.frames / fps)
     for first, end, state in state_runs(clip):
         split.frames_of_state[state] += end - first
-    if "speech" in metadata:
+    if "speech" in metadata or LISTENER in (metadata.get("scores") or {}):  # metadata holds no empty lists
         spoken = sum(end - start for start, end, *who in from_entries("speech", metadata) if who in ([], ["self"]))
         split.speech.append(min(spoken * fps / clip.frames, 1.0))
     sync = metadata.get("sync") or {}

@@ -148,6 +148,8 @@ def hours_text(frames: float, fps: int = FRAMES_PER_SECOND) -> str:
 
 def seconds_text(seconds: float) -> str:
     """Seconds in the unit that suits them."""
+    if seconds < 0.1:
+        return "under 0.1 s"
     if seconds < 90:
         return f"{number_text(seconds)} s"
     return f"{number_text(seconds / 60)} min" if seconds < 5400 else f"{number_text(seconds / 3600)} h"

@@ -23,12 +23,14 @@ from data_tools.building.ledger import ClipRecord, Ledger, SourceRecord
 from data_tools.cli import main
 from data_tools.inputs import Source
 from data_tools.reporting import charts, views, wording
+from data_tools.reporting.contents import Place, choose, collect
 from data_tools.reporting.decisions import Threshold, decide, recipe_steps
 from data_tools.reporting.histograms import histogram
 from data_tools.reporting.muxing import mux
 from data_tools.reporting.page import write_report
 from data_tools.steps.base import Plan, Rejection, Rule, Span
 from flowact.data.media import encode_sound, encode_video
+from flowact.data.schema import read_dataset
 from flowact.errors import UserError
 
 STEPS = ("Container", "Voice", "Sharpness")
@@ -297,6 +299,43 @@ def test_what_is_no_dataset_is_said(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "report")
     assert not (tmp_path / "report").exists()
     assert main(["report", str(tmp_path / "nowhere")]) == 2
+
+
+def test_clips_in_which_nobody_speaks_are_counted_where_it_was_listened_for(tmp_path: Path) -> None:
+    for number in range(3):
+        path = write_clip(tmp_path / "clips", f"c{number}", truth=False)
+        metadata = json.loads(path.with_suffix(".json").read_bytes())
+        if number == 0:
+            metadata["speech"] = [{"start_s": 0.0, "end_s": 0.42, "who": "self"}, {"start_s": 0.42, "end_s": 0.84, "who": "other"}]
+        if number < 2:
+            metadata["scores"] = {"Voice": {"share": 0.5 if number == 0 else 0.0}}
+        path.with_suffix(".json").write_text(json.dumps(metadata))
+    assert main(["pack", str(tmp_path / "clips"), "--out", str(tmp_path / "shards")]) == 0
+    found = collect(tmp_path / "shards", read_dataset(tmp_path / "shards"))
+    assert sorted(share for split in found.splits.values() for share in split.speech) == [0.0, 0.5]
+
+
+def test_what_is_left_of_an_offset_is_what_was_not_moved(tmp_path: Path) -> None:
+    for number, (offset, shift) in enumerate([(3, 3), (-2, 0), (0, 0)]):
+        path = write_clip(tmp_path / "clips", f"c{number}", truth=False)
+        metadata = json.loads(path.with_suffix(".json").read_bytes())
+        metadata["sync"] = {"offset_frames": offset, "confidence": 0.9, "shift": shift, "method": "opening"}
+        path.with_suffix(".json").write_text(json.dumps(metadata))
+    assert main(["pack", str(tmp_path / "clips"), "--out", str(tmp_path / "shards")]) == 0
+    found = collect(tmp_path / "shards", read_dataset(tmp_path / "shards"))
+    assert sorted(offset for split in found.splits.values() for offset in split.offsets_before) == [-2, 0, 3]
+    assert sorted(offset for split in found.splits.values() for offset in split.offsets_after) == [-2, 0, 0]
+    assert "off the mouth" in write_report(tmp_path / "shards", tmp_path / "report", films=0).findings[0]
+
+
+def test_every_clip_has_one_place_and_films_show_every_split_and_many_people() -> None:
+    places = [Place("train", "000000", f"t{i}", f"p{i % 3}") for i in range(30)] + [Place("val", "000000", f"v{i}", "q") for i in range(5)]
+    chosen = choose(places, 8)
+    assert len(set(chosen)) == 8
+    assert sum(place.split == "val" for place in chosen) == 2
+    assert {place.identity for place in chosen} == {"p0", "p1", "p2", "q"}
+    assert choose(places[:30], 99) == sorted(places[:30], key=lambda place: (int(place.key[1:]) // 3, int(place.key[1:])))
+    assert choose(places, 0) == []
 
 
 # --- a build ----------------------------------------------------------------------------------------------------------------------------------------
