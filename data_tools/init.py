@@ -25,7 +25,7 @@ from flowact.signatures import Argument, arguments_of
 #: steps of a recipe in the order of their work: what is cheap and decides much comes first, what reads others after them
 ORDER = (
     *("Container", "Scenes", "FaceTracks", "Length", "Identity", "Rights", "Sharpness", "Exposure", "Motion", "Overlays"),
-    *("Loudness", "Voice", "Sync", "States", "Labels", "Captions", "Duplicates"),
+    *("Loudness", "Sync", "Voice", "States", "Labels", "Captions", "Duplicates"),
 )
 LABEL_SIDECARS = ("TextGrid", "eaf", "csv", "tsv", "srt", "vtt", "states.npy")
 SIZES = (64, 128, 256, 512, 768)
@@ -72,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build.yaml"), metavar="FILE", help="recipe to write (default: %(default)s)")
     parser.add_argument("--name", help="of the dataset (default: the input's)")
     parser.add_argument("--size", type=int, help="pixels of a clip's side (default: what most recordings can fill)")
+    parser.add_argument("--license", default="", help="of recordings that state none themselves")
+    parser.add_argument("--consent", default="", help="of the people in recordings that state none themselves")
     parser.add_argument("--force", action="store_true", help="replace a recipe that is there")
 
 
@@ -91,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     address = args.input if "://" in args.input else str(Path(args.input).resolve())
     name = args.name or Path(args.input.rstrip("/")).stem or "recordings"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out, recipe_text(name, address, seen, args.size or size_for(seen.heights)).encode())
+    rights = {"license": args.license, "consent": args.consent}
+    write_atomically(args.out, recipe_text(name, address, seen, args.size or size_for(seen.heights), rights).encode())
     print("\n".join(summary(seen)))
     print(f"{args.out}: read it, then: flowact-data build {args.out} --out DATASET --limit 3")
     return 0
@@ -148,8 +151,8 @@ def summary(seen: Seen) -> Iterator[str]:
         yield f"  can not be opened: {entry}"
 
 
-def recipe_text(name: str, address: str, seen: Seen, size: int) -> str:
-    """The recipe as YAML with comments."""
+def recipe_text(name: str, address: str, seen: Seen, size: int, rights: Mapping[str, str]) -> str:
+    """The recipe as YAML with comments; `rights` are the licence and consent of what states none."""
     lines = [f"# {line}" for line in summary(seen)]
     lines += ["", f"name: {json.dumps(name)}", f"input: {json.dumps(address)}", ""]
     if "other.wav" not in seen.sidecars and seen.stereo:
@@ -158,7 +161,7 @@ def recipe_text(name: str, address: str, seen: Seen, size: int) -> str:
     lines += _comment("What is measured is kept: after a changed threshold only what follows from it is redone. null switches a rule off.")
     lines.append("steps:")
     for step in chosen(seen):
-        lines += ["", *_step(step, settings(step, seen))]
+        lines += ["", *_step(step, rights if step == "Rights" else settings(step, seen))]
     lines += ["", "output:", *_output(size, seen)]
     return "\n".join(lines) + "\n"
 
