@@ -176,8 +176,8 @@ def test_workers_do_not_wait_for_threads_that_were_not_forked():
             cycle = [picture]
             cycle.append(cycle)
         del picture, cycle
-        source = WindowSource(SHARDS, windows_per_clip=5, batch_size=4, seed=3)
-        assert len(list(ShardLoader(source, read_and_collect, collate, 2))) == 8
+        source = WindowSource(SHARDS, windows_per_clip=1, batch_size=3, seed=3)
+        assert len(list(ShardLoader(source, read_and_collect, collate, 2))) == 2
     finally:
         gc.enable()
 

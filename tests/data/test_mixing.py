@@ -207,17 +207,20 @@ def test_a_stage_trains_on_several_sizes_and_sets(wide, anna, tmp_path):
             self.shapes.append(tuple(batch.latents_BFCHW.shape[3:]))
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
-    def fit(steps: int, resume: Path | None = None) -> tuple[Seen, Path]:
+    def fit(steps: int, resume: Path | None = None) -> tuple[Seen, Path, dict[str, float]]:
         run, seen = build(load_recipe(tmp_path / "sizes.yaml", [*options, f"trainer.max_steps={steps}"]), quiet=True), Seen()
         run.trainer.callbacks.append(seen)
         run.trainer.fit(run.stage, datamodule=run.data, ckpt_path=resume, weights_only=True)
         path = tmp_path / f"{steps}.ckpt"
         run.trainer.save_checkpoint(path)
-        return seen, path
+        return seen, path, run.data.counters()
 
-    whole, _ = fit(9)
-    first, path = fit(4)
-    rest, _ = fit(9, path)
+    whole, _, counters = fit(9)
+    first, path, _ = fit(4)
+    rest, _, resumed = fit(9, path)
+    # an epoch of 18 windows and a step of 2
+    assert sum(value for name, value in counters.items() if name.endswith("windows")) == 20
+    assert resumed == counters
     assert set(whole.shapes) == {(2, 2), (1, 3), (1, 1)}
     assert first.shapes + rest.shapes == whole.shapes
     assert first.losses == whole.losses[:4]

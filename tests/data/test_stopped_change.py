@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 
 import pytest
 from ramp_dataset import make_dataset
@@ -20,9 +21,10 @@ def test_the_place_is_the_one_that_the_tools_use():
 
 def test_every_point_at_which_a_change_may_stop(tmp_path, monkeypatch):
     """Stopped before its moment the old set is read, after it nothing, finished by the same command the new set."""
+    base = make_dataset(tmp_path / "base", {"train": [60] * 4, "val": [60]}, per_shard=2)
     refused = whole = 0
     for stop in range(40):
-        root = make_dataset(tmp_path / str(stop), {"train": [60] * 4, "val": [60]}, per_shard=2)
+        root = shutil.copytree(base, tmp_path / str(stop))
         command = ["edit", str(root), "delete", "train-001"]
         calls = iter(range(1000))
 
