@@ -33,6 +33,7 @@ from flowact.data.media import encode_sound, encode_video
 from flowact.data.schema import read_dataset
 from flowact.errors import UserError
 
+VOID = ("meta", "img", "source", "br", "link", "input", "hr")
 STEPS = ("Container", "Voice", "Sharpness")
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -174,15 +175,24 @@ class Page(HTMLParser):
         self.opened: list[str] = []
         self.ids: list[str] = []
         self.handlers: list[str] = []
+        self.open: list[str] = []
         self.text = path.read_text(encoding="utf-8")
         self.feed(self.text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
         values = dict(attrs)
         self.opened += [str(values[name]) for name in ("src", "href", "poster", "data", "action") if name in values]
         self.ids += [str(values["id"])] if "id" in values else []
         self.handlers += [name for name in values if name.startswith("on")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"line {self.getpos()[0]}: </{tag}> closes another element"
 
     @property
     def media(self) -> set[str]:
@@ -212,6 +222,7 @@ def fill_ledger(root: Path, clips: list[ClipRecord], sources: list[SourceRecord]
 def check(page: Page, folder: Path) -> None:
     """What holds for every page: one script, ours; nothing from elsewhere; every link leads somewhere."""
     assert page.tags.count("script") == 1
+    assert not page.open
     assert not page.handlers
     assert not [address for address in page.opened if re.match(r"(?i)\w+:|//", address)]
     assert all((folder / address).is_file() for address in page.media)
