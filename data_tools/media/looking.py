@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from data_tools.media.pictures import TICK, Pictures
+
+#: of the pictures of one block in all views, so that films of any size fit
+MAX_BLOCK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -53,32 +57,31 @@ def look(
         fps: frames a second wanted.
         start_s: seconds after the first picture at which frame 0 is.
         end_s: likewise, where frames end; None reads to the end of the file.
-        block: frames of a block; the last one may have fewer.
+        block: frames of a block at most; fewer where pictures are large, and in the last one.
 
     Raises:
         FootageError: no picture, undecodable, or clearly less than the container claims.
     """
     limit = None if end_s is None else max(round((end_s - start_s) * fps), 0)
     with Pictures(path) as pictures:
-        painters = {view: _Painter(view, pictures) for view in dict.fromkeys(views)}
-        kept: dict[View, list[np.ndarray]] = {view: [] for view in painters}
+        painters = [_Painter(view, pictures) for view in dict.fromkeys(views)]
+        block = max(min(block, MAX_BLOCK_BYTES // max(sum(painter.num_bytes for painter in painters), 1)), 1)
+        canvases = {painter.view: _Canvas(painter, 0, block) for painter in painters}
         first = count = 0
         for frame, repeats in constant_rate(pictures, fps, start_s, limit):
-            for painter in painters.values():
+            for painter in painters:
                 painter.take(frame)
             while repeats:
                 part = min(repeats, block - count)
-                for view, painter in painters.items():
-                    wanted = len(range(-(first + count) % view.every, part, view.every))
-                    if wanted:
-                        kept[view] += [painter.picture] * wanted
+                for canvas in canvases.values():
+                    canvas.add(first + count, part)
                 repeats, count = repeats - part, count + part
                 if count == block:
-                    yield _block(first, count, kept, painters)
+                    yield Block(first, count, {view: canvas.pictures for view, canvas in canvases.items()})
                     first, count = first + count, 0
-                    kept = {view: [] for view in painters}
+                    canvases = {painter.view: _Canvas(painter, first, block) for painter in painters}
         if count:
-            yield _block(first, count, kept, painters)
+            yield Block(first, count, {view: canvas.pictures for view, canvas in canvases.items()})
 
 
 def constant_rate(pictures: Pictures, fps: int, start_s: float = 0.0, limit: int | None = None) -> Iterator[tuple[Any, int]]:
@@ -124,7 +127,7 @@ def read_frames(path: Path, fps: int, size: int | None = None) -> Iterator[np.nd
             painter.take(frame)
             picture = painter.picture if size is None else _square(painter.picture, size)
             for _ in range(repeats):
-                yield picture
+                yield picture.copy()
 
 
 class _Painter:
@@ -150,9 +153,10 @@ class _Painter:
 
     @property
     def picture(self) -> np.ndarray:
+        """The frame's picture."""
         if self._picture is None:
             scaled = self.scaler.reformat(self._frame, *self.size, self.view.pixels, threads=1)
-            self._picture = np.rot90(scaled.to_ndarray(), self.turns)[self.even]
+            self._picture = np.rot90(_pixels_of(scaled), self.turns)[self.even]
         return self._picture
 
     @property
@@ -161,10 +165,43 @@ class _Painter:
         sides = (height // 2 * 2 or height, width // 2 * 2 or width)
         return (*sides, 3) if self.view.pixels == "rgb24" else sides
 
+    @property
+    def num_bytes(self) -> int:
+        """Of one frame of a block, on average."""
+        return math.prod(self.shape) // self.view.every
 
-def _block(first: int, count: int, kept: dict[View, list[np.ndarray]], painters: dict[View, _Painter]) -> Block:
-    pictures = {view: np.stack(entries) if entries else np.empty((0, *painters[view].shape), np.uint8) for view, entries in kept.items()}
-    return Block(first, count, pictures)
+
+class _Canvas:
+    """A view's pictures of the frames of a block that begins at `first`."""
+
+    def __init__(self, painter: _Painter, first: int, block: int) -> None:
+        self.painter = painter
+        self.count = 0
+        self._pictures = np.empty((len(_multiples(first, block, painter.view.every)), *painter.shape), np.uint8)
+
+    def add(self, first: int, count: int) -> None:
+        """Let the painter's picture be frames first..first+count-1."""
+        wanted = len(_multiples(first, count, self.painter.view.every))
+        if wanted:
+            self._pictures[self.count : self.count + wanted] = self.painter.picture
+            self.count += wanted
+
+    @property
+    def pictures(self) -> np.ndarray:
+        return self._pictures[: self.count]
+
+
+def _multiples(first: int, count: int, every: int) -> range:
+    """Those of the frames first..first+count-1 whose number is a multiple."""
+    return range(-(-first // every) * every, first + count, every)
+
+
+def _pixels_of(frame: Any) -> np.ndarray:
+    """Pixels of an rgb24 or gray frame, without a copy."""
+    plane, channels = frame.planes[0], 3 if frame.format.name == "rgb24" else 1
+    shape, strides = (frame.height, frame.width, channels), (plane.line_size, channels, 1)
+    pixels: np.ndarray = np.ndarray(shape, np.uint8, memoryview(plane), strides=strides)
+    return pixels if channels == 3 else pixels[..., 0]
 
 
 def _square(picture: np.ndarray, size: int) -> np.ndarray:

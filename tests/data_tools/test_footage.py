@@ -25,6 +25,7 @@ from data_tools.footage import (
     to_png,
     write_sound,
 )
+from data_tools.media import looking
 from flowact.data import decode_video
 from flowact.errors import UserError
 from flowact.types import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -186,6 +187,16 @@ def test_a_clip_keeps_every_frame_and_the_same_frames_give_the_same_bytes(zoo: Z
     assert list(number_in(decode_video(clips[0], "the clip")[..., 1])) == [film.shown_at((4 + number) / 25) for number in range(30)]
     with pytest.raises(ValueError, match="no frames"):
         encode_clip([])
+
+
+def test_blocks_of_large_pictures_hold_fewer_frames(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "MAX_BLOCK_BYTES", 3 * 64 * 96)
+    film = zoo.film("constant.mp4")
+    blocks = list(look(film.path, [GRAY, View(height=8, every=100)]))
+    assert [(block.first, block.count) for block in blocks[:3]] == [(0, 2), (2, 2), (4, 2)]  # the small view takes the rest of the third
+    assert [int(number) for block in blocks for number in number_in(block.pictures[GRAY])] == list(range(40))
+    monkeypatch.setattr(looking, "MAX_BLOCK_BYTES", 1)
+    assert {block.count for block in look(film.path, [View()])} == {1}
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
