@@ -14,13 +14,14 @@ from data_tools.steps.base import Clip, Plain, Plan, Rule, Step
 from flowact.characters.mouth import listen
 from flowact.characters.speech import normalise_loudness
 from flowact.errors import UserError
-from flowact.types import FRAMES_PER_SECOND
+from flowact.types import FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
 REACH = 15  # lags searched, frames to both sides, as SyncNet does
 SLOW_FRAMES = 25  # what changes more slowly than this is a smile, a turned head or a louder sentence, and would hide the syllables
 SURROUNDINGS = 500  # frames to both sides
 AUDIBLE = 0.1  # opening that the sound asks for, of 1
-MIN_AUDIBLE_FRAMES = 50  # in a shorter stretch of speech any mouth fits somewhere
+MIN_AUDIBLE_FRAMES = 75  # in a shorter stretch of speech any mouth fits somewhere
+MIN_LEVEL_DB, MIN_RANGE_DB = -50.0, 12.0  # of the loudest twentieth of frames, and how far the quietest tenth lies below: speech rises and falls
 EVEN = 1e-5  # a mouth that moves less does not move
 
 
@@ -30,14 +31,15 @@ class Sync(Step):
 
     The opening that the sound asks for (level over 40 ms, quick attack, slow release) is correlated with the mouth's own at each lag up to 15
     frames, both without what changes more slowly than a second. Confidence is the best correlation minus the median over lags. A clip with less
-    than two seconds of sound has the offset of 20 s of its recording to both sides (method 'surroundings'), for a delay mostly is the recording's;
-    without these, or without a mouth, it is unknown. Put it before `Voice`, so that who speaks is judged with the sound in its place.
+    than three seconds of sound has the offset of 20 s of its recording to both sides (method 'surroundings'), for a delay mostly is the
+    recording's; without these, without a mouth, or where the sound is too faint or too even for speech, it is unknown. Put it before `Voice`, so
+    that who speaks is judged with the sound in its place.
 
-    Measured with offsets from -8 to 8 frames. On the drawn actor (`flowact-data synth`, 24 takes, 241 clips of 2 to 8 s) the offset is found within
-    one frame in all clips, also with noise of 0.06 on the opening; confidence is at least 0.85, with that noise 0.44. On the rigged human, its
-    mouth found in the picture by MeshDetector, the offset is exact in all clips at a confidence of 0.95 and more, and of 0.84 after encoding to a
-    seventieth of the size. A mouth against the speech of another take reaches 0.5 in 15 % of clips of 4 s and 1.5 % of 8 s, a filmed face that does
-    not speak in 15 % and 2 %.
+    Measured with offsets from -8 to 8 frames. On the drawn actor (`flowact-data synth`, 24 takes, 421 clips of 4 to 12 s) the offset is found
+    within one frame in all clips, also with noise of 0.06 on the opening; confidence is at least 0.86, with that noise 0.52. On the rigged human,
+    its mouth found in the picture by MeshDetector, the offset is exact in all clips at a confidence of 0.95 and more, and of 0.84 after encoding to
+    a seventieth of the size. A mouth against the speech of another take reaches 0.6 in 6 % of clips of 4 s and in none of 6 s and more; so does a
+    filmed face that does not speak.
 
     What it can not tell, and a SyncNet can (plugin flowact-syncnet): sounds that need closed or rounded lips; singing and music, whose loudness is
     not the mouth's; a beard or a hand that hides the lips; two people at once. The synthetic mouths are moved by the very function that is
@@ -99,7 +101,7 @@ class Sync(Step):
 
     def explain(self, rule: Rule) -> str:
         if rule.value is None:
-            return "whether lips and sound go together can not be told: the mouth is not seen, or less than two seconds are heard"
+            return "whether lips and sound go together can not be told: the mouth is not seen, or less than three seconds of speech are heard"
         if rule.score == "frames_off":
             return f"lips and sound are {rule.value} frames apart, at most {rule.bound} are allowed"
         return f"lips and sound go together with a confidence of {rule.value:.2f}, must be at least {rule.bound:g}"
@@ -131,7 +133,7 @@ def lag_curve(mouth_T: np.ndarray, around_S: np.ndarray) -> np.ndarray | None:
         float (31,): entry k compares frame t of the picture with frame t + k - 15 of the sound; its peak at 15 means that they fit.
     """
     known_T = np.isfinite(mouth_T)
-    if known_T.sum() < MIN_AUDIBLE_FRAMES or not around_S.any():
+    if known_T.sum() < MIN_AUDIBLE_FRAMES or not _rises_and_falls(around_S):
         return None
     wanted_T = listen(normalise_loudness(around_S)).opening_T.astype(np.float64)
     if (wanted_T[REACH:-REACH] > AUDIBLE).sum() < MIN_AUDIBLE_FRAMES:
@@ -145,6 +147,13 @@ def lag_curve(mouth_T: np.ndarray, around_S: np.ndarray) -> np.ndarray | None:
     if norm < EVEN * np.sqrt(len(own_N)):
         return None
     return np.where(norms_K > 0, wanted_KN @ own_N / np.maximum(norms_K * norm, 1e-12), 0.0)
+
+
+def _rises_and_falls(samples_S: np.ndarray) -> bool:
+    """Whether a sound can be speech: loud enough, and not as even as noise and most music."""
+    power_T = np.square(samples_S.reshape(-1, SAMPLES_PER_FRAME), dtype=np.float64).mean(axis=1)
+    quiet_db, loud_db = np.percentile(10 * np.log10(np.maximum(power_T, 1e-10)), (10, 95))
+    return bool(loud_db >= MIN_LEVEL_DB and loud_db - quiet_db >= MIN_RANGE_DB)
 
 
 def _quick(values_T: np.ndarray) -> np.ndarray:

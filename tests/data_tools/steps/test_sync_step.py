@@ -93,6 +93,13 @@ def test_what_can_not_be_told_is_unknown(tmp_path, case):
     assert "can not be told" in reason
 
 
+def test_even_sounds_and_faint_ones_are_no_speech(tmp_path):
+    take = act(0)
+    noise = np.random.default_rng(0).normal(0, 0.1, take.samples.shape).astype(np.float32)
+    for samples in (noise, noise * 0.01, take.samples * 0.01):
+        assert Sync().score(clip_of(tmp_path, samples, mouth_T=take.mouth_T, span=SPAN))["offset_frames"] is None
+
+
 def test_a_clip_with_little_speech_has_the_offset_of_its_recording(tmp_path):
     take = act(2)
     rests = np.flatnonzero(np.convolve(take.states_T == 0, np.ones(25), "valid") == 0)[0]  # a second without speech
