@@ -74,7 +74,7 @@ def read_annotations(path: Path) -> tuple[Label, ...]:
         raise AnnotationError(f"{path}: {path.suffix or 'no suffix'} is no format of annotations; known are {', '.join(FORMATS)}")
     try:
         labels = [label for label in reader(_text(path), path) if label.text]
-    except (ValueError, KeyError, IndexError, StopIteration, RuntimeError, csv.Error, ElementTree.ParseError) as error:
+    except (ValueError, ArithmeticError, LookupError, StopIteration, RuntimeError, csv.Error, ElementTree.ParseError) as error:
         if isinstance(error, AnnotationError):
             raise
         reason = str(error) or "it ends too early"

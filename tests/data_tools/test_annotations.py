@@ -201,6 +201,25 @@ def test_a_file_that_was_cut_anywhere_is_read_or_refused_by_its_name(tmp_path, n
             read_annotations(write(tmp_path / name, text[: len(text) // 2]))
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([("a.TextGrid", textgrid(LABELS, long=False)), ("a.eaf", EAF), ("a.csv", "start,end,label\n0,1,a\n1,2,b\n"), ("a.vtt", CUE)]),
+    st.floats(0, 1),
+    st.integers(0, 30),
+    st.sampled_from(["", '"', "9" * 400, "1e999", "nan", "-1", "\x00", "<", "&", ",", ":", "\n\n", "-->", "\u2028"]),
+)
+def test_a_damaged_file_is_read_or_refused(tmp_path, file, where, cut, put):
+    name, text = file
+    place = int(where * len(text))
+    with contextlib.suppress(AnnotationError):
+        read_annotations(write(tmp_path / name, text[:place] + put + text[place + cut :]))
+
+
+def test_a_number_that_is_no_count_is_refused(tmp_path):
+    with pytest.raises(AnnotationError, match="can not be read as TextGrid"):
+        read_annotations(write(tmp_path / "a.TextGrid", textgrid(LABELS, long=False).replace("<exists>\n1", "<exists>\n1e999")))
+
+
 NO_FILES = [("a.csv", b"start,end,label\n0,1,\xff\n"), ("a.TextGrid", b"\xff\xfe\x00"), ("a.xlsx", b""), ("b.csv", None)]
 
 
