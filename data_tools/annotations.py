@@ -52,7 +52,7 @@ class Label:
     Attributes:
         start_s: second at which it begins.
         end_s: second at which it ends, after it began.
-        text: without spaces around it, not empty.
+        text: one line, not empty.
         tier: of a TextGrid or ELAN file, or of a table's column of that name; 'states' and 'captions' for a table's columns of labels and captions,
             'subtitles' for subtitles.
     """
@@ -149,7 +149,7 @@ def _textgrid(text: str, path: Path) -> Iterator[Label]:
         number(), number()
         for _ in range(int(number())):
             if kind == "IntervalTier":
-                yield Label(number(), number(), word().strip(), tier)
+                yield Label(number(), number(), " ".join(word().split()), tier)
             else:  # points have no duration
                 number(), word()
 
@@ -197,7 +197,7 @@ def _table(text: str, path: Path) -> Iterator[Label]:
         start, end = (_seconds(cells[name], delimiter, f"{path}:{number}: {name}") for name in ("start", "end"))
         for name in said:
             tier = cells.get("tier", "") if len(said) == 1 else ""
-            yield Label(start, end, cells[name], tier or _COLUMN_TIERS[name])
+            yield Label(start, end, " ".join(cells[name].split()), tier or _COLUMN_TIERS[name])
 
 
 def _columns(head: Sequence[str], path: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,11 @@ def test_the_two_formats_of_praat_say_the_same(tmp_path, entries):
     for length, pause, text in entries:
         start = round(now + pause / 10, 3)
         now = round(start + length / 10, 3)
-        labels.append(Label(start, now, text.strip(), "b"))
+        labels.append(Label(start, now, text, "b"))
     for long in (True, False):
-        assert read_annotations(write(tmp_path / "a.TextGrid", textgrid(labels, long=long, end=1000.0))) == tuple(labels)
+        assert read_annotations(write(tmp_path / "a.TextGrid", textgrid(labels, long=long, end=1000.0))) == tuple(
+            replace(label, text=" ".join(label.text.split())) for label in labels
+        )
 
 
 def test_points_have_no_duration_and_tiers_keep_their_names(tmp_path):
