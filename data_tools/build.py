@@ -70,4 +70,4 @@ def show(recipe: BuildRecipe, outcome: Outcome, args: argparse.Namespace) -> Non
     for name, counts in outcome.splits.items():
         hours = counts["frames"] / FRAMES_PER_SECOND / 3600
         print(f"{name}: {counts['samples']} clips, {hours:.2f} hours, {counts['shards']} shards in {args.out / name}")
-    print(f"next: flowact-data lint {args.out}; flowact-data encode all {args.out} --autoencoder FOLDER")
+    print(f"next: flowact-data report {args.out}; flowact-data lint {args.out}; flowact-data encode all {args.out} --autoencoder FOLDER")

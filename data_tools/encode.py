@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from flowact import registry
 from flowact.autoencoders import SPEC, WEIGHTS, Autoencoder, latent_space, load_autoencoder
 from flowact.conditioning.base import AudioEncoder, TextEncoder
 from flowact.data.media import decode_sound, decode_video
+from flowact.data.references import reference_frames
 from flowact.data.schema import (
     COLUMN_FILE,
     COLUMNS,
@@ -38,7 +40,19 @@ from flowact.data.schema import (
     write_column,
     write_dataset,
 )
-from flowact.data.shards import Shard, ShardReader, ShardWriter, Split, decode, encode_array, file_sha256, open_shard, open_split, split_folders
+from flowact.data.shards import (
+    ClipRef,
+    Shard,
+    ShardReader,
+    ShardWriter,
+    Split,
+    decode,
+    encode_array,
+    file_sha256,
+    open_shard,
+    open_split,
+    split_folders,
+)
 from flowact.errors import UserError, did_you_mean
 from flowact.strict_yaml import read_yaml
 from flowact.types import SAMPLE_RATE
@@ -197,11 +211,6 @@ def autoencoder_spec(folder: Path) -> tuple[dict[str, Any], str]:
     return spec, file_sha256(folder / WEIGHTS)
 
 
-def reference_frames(frames: int, count: int) -> list[int]:
-    """Frames of a clip that serve as further reference pictures: the middles of `count` equal parts."""
-    return [(2 * part + 1) * frames // (2 * count) for part in range(count)]
-
-
 # --- in the processes -----------------------------------------------------------------------------------------------------------------------------
 
 _job: tuple[Recipe, Path] | None = None
@@ -229,9 +238,9 @@ def _encode_shard(path: Path) -> Path:
             features = _ENCODE[recipe.column](clip, recipe)
             members = {suffix: encode_array(_to_half(feature, clip.where)) for suffix, feature in features.items()}
             for suffix, feature in features.items():
-                fixed = tuple(feature.shape[1:])
+                fixed = _fixed(recipe.column, feature.shape[1:])
                 if shapes.setdefault(suffix, fixed) != fixed:
-                    raise UserError(f"{clip.where}: {suffix} has shape {fixed}, clips before it {shapes[suffix]}; pack clips of one size (--size)")
+                    raise UserError(f"{clip.where}: {suffix} has shape {fixed}, clips before it {shapes[suffix]}; an encoder has one width")
             writer.write(entry.key, members, clip.frames)
     return path
 
@@ -258,6 +267,10 @@ def _encode_latents(clip: Clip, recipe: Recipe) -> dict[str, Tensor]:
         raise UserError(
             f"{clip.where}: {frames.shape[2]}x{frames.shape[1]} pixels are no multiple of the autoencoder's {space}; pack with another --size"
         )
+    stated = (clip.metadata.get("height", frames.shape[1]), clip.metadata.get("width", frames.shape[2]))
+    if stated != frames.shape[1:3]:
+        found = f"the video has {frames.shape[2]}x{frames.shape[1]} pixels"
+        raise UserError(f"{clip.where}: KEY.json says {stated[1]}x{stated[0]}, {found}; pack the clip again")
     own = from_png(clip.read("ref.png"), clip.where)
     if own.shape != frames.shape[1:]:
         raise UserError(f"{clip.where}: ref.png has shape {own.shape}, the video {frames.shape[1:]}; make them the same size")
@@ -343,21 +356,32 @@ def _estimate(split: Split, recipe: Recipe, missing: Sequence[Shard]) -> float:
     return 1.1 * a_frame * sum(entry.frames for shard in missing for entry in shard.entries)
 
 
+def _fixed(column: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The part of a feature's shape that all clips share: of latents the channels, as pictures may have several sizes."""
+    return tuple(shape[:1] if column == "latents" else shape)
+
+
 def _describe(folder: Path, splits: dict[str, Split], recipe: Recipe) -> ColumnInfo:
-    """column.yaml from what was written.
+    """column.yaml from what was written; with pictures of several sizes it names the shape that most clips have.
 
     Raises:
-        UserError: splits whose features differ in shape.
+        UserError: shards whose features differ in width.
     """
-    shapes: dict[str, list[int]] = {}
+    counts: dict[str, Counter[tuple[int, ...]]] = {}
     for split in splits.values():
         column = split.column(folder)
-        for shard in range(len(column.shards)):
-            clip = next((clip for clip in column.clips if clip.shard == shard), None)
-            for suffix in column.shards[shard].entries[0].members if clip else ():
-                fixed = list(column.decode(clip, suffix).shape[1:])  # type: ignore[arg-type]
-                if shapes.setdefault(suffix, fixed) != fixed:
-                    raise UserError(f"{column.where(clip)}: {suffix} has shape {fixed}, other shards {shapes[suffix]}; pack clips of one --size")  # type: ignore[arg-type]
+        alike: dict[tuple[Any, ...], list[ClipRef]] = {}
+        for clip in split.clips:
+            metadata = split.metadata(clip)[0] if recipe.column == "latents" else {}
+            alike.setdefault((clip.shard, metadata.get("width"), metadata.get("height")), []).append(clip)
+        for clips in alike.values():
+            for suffix in column.members(clips[0]):
+                shape = tuple(column.decode(clips[0], suffix).shape[1:])
+                found = counts.setdefault(suffix, Counter())
+                if any(_fixed(recipe.column, shape) != _fixed(recipe.column, other) for other in found):
+                    raise UserError(f"{column.where(clips[0])}: {suffix} has shape {shape}, other shards {next(iter(found))}; delete the column")
+                found[shape] += len(clips)
+    shapes = {suffix: list(min((-count, shape) for shape, count in found.items())[1]) for suffix, found in counts.items()}
     strides = {}
     if recipe.autoencoder is not None:
         autoencoder = load_autoencoder(recipe.autoencoder)

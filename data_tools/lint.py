@@ -19,6 +19,7 @@ from data_tools.manifest import UNKNOWN, stated
 from data_tools.rewrite import is_stopped
 from data_tools.split import recording_of
 from data_tools.workplace import progress, work
+from flowact.data.columns import latent_shape
 from flowact.data.media import decode_sound, decode_video
 from flowact.data.schema import (
     COLUMN_MEMBERS,
@@ -300,7 +301,8 @@ def _check_features(split: Split, column: Split, info: ColumnInfo, clip: ClipRef
         except UserError as error:
             report.problems.append(Problem(where, f"{name}: {error}"))
             continue
-        expected = [lengths.get(suffix, max(len(feature), 1)), *info.shapes.get(suffix, [])]
+        fixed = latent_shape(info, metadata) if info.column == "latents" else info.shapes.get(suffix, [])
+        expected = [lengths.get(suffix, max(len(feature), 1)), *fixed]
         if list(feature.shape) != expected or feature.dtype != np.float16:
             report.problems.append(Problem(where, f"{name}: is {feature.dtype} {list(feature.shape)}, should be float16 {expected}"))
         elif not np.isfinite(feature).all():

@@ -100,40 +100,41 @@ class Examiner:
                 sha256 = sha256 or file_sha256(files.video)
                 footage = survey(files.video, count=False)
                 facts = footage.to_json()
-                refused = self._refuse(local, footage)
-                if refused is not None:
-                    clips.append(refused)
+                surveyed = self._survey(local, footage)
+                if surveyed.rejection is not None:
+                    clips.append(surveyed)
                 else:
                     sidecars = {suffix: file_sha256(Path(path)) for suffix, path in sorted(local.sidecars.items())}
                     folder = self._media_hash(source, sha256, sidecars)
                     recording = self._record(local, footage, self.out / WORK_FOLDER / RECORDINGS_FOLDER / folder)
                     frames = recording.frames
                     said = json_hash([sidecars, source.identity, source.caption, source.license, source.consent, dict(source.metadata)])
-                    for span in self._cut(recording):
-                        record, found = self._judge(recording, span, [folder, said], task.known)
+                    spans, emptied = self._cut(recording)
+                    for span in spans:
+                        record, found = self._judge(recording, span, surveyed, [folder, said], task.known)
                         clips.append(record)
                         findings += found
+                    if not spans:
+                        clips.append(replace(surveyed, rejection=Rejection(emptied, "no stretch of it is left", "spans", 0, "at least", 1)))
         except MediaError as error:
             code = getattr(error, "code", "unreadable")
             clips = [_whole_recording(source, Rejection(READING, str(error), "readable", code, "is", "readable"))]
-        if not clips:
-            clips = [_whole_recording(source, Rejection(READING, "no span of it is left after cutting", "spans", 0, "at least", 1))]
         return Examined(source, sha256, folder, frames, facts, tuple(clips), tuple(findings), time.perf_counter() - start)
 
     # --- before decoding ----------------------------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, source: Source, footage: Footage) -> ClipRecord | None:
+    def _survey(self, source: Source, footage: Footage) -> ClipRecord:
+        """The whole recording, judged by what its container holds."""
         scores: dict[str, Mapping[str, Any]] = {}
         rules: dict[str, tuple[Rule, ...]] = {}
+        rejection = None
         for step in self.recipe.chain:
             found = step.survey(source, footage)
-            if found:
+            if found and rejection is None:
                 scores[step.name] = found
                 rules[step.name] = _kept_rules(step, found)
-                rejection = _rejection(step, rules[step.name])
-                if rejection is not None and not self.score_only:
-                    return ClipRecord(source.id, source.id, None, scores, rules, rejection)
-        return None
+                rejection = None if self.score_only else _rejection(step, rules[step.name])
+        return ClipRecord(source.id, source.id, None, scores, rules, rejection)
 
     def _media_hash(self, source: Source, sha256: str, sidecars: Mapping[str, str]) -> str:
         media = {suffix: sidecars[suffix] for suffix in MEDIA_SIDECARS if suffix in sidecars}
@@ -194,19 +195,20 @@ class Examiner:
 
     # --- clips --------------------------------------------------------------------------------------------------------------------------------------
 
-    def _cut(self, recording: Recording) -> list[Span]:
-        spans = [Span(0, recording.frames)]
+    def _cut(self, recording: Recording) -> tuple[list[Span], str]:
+        """Spans that may become clips; where there are none, the step that left none."""
+        spans, emptied = [Span(0, recording.frames)], ""
         for step in self.recipe.chain:
             spans = step.cut(recording, spans)
-        return sorted(spans, key=lambda span: (span.first, span.track))
+            emptied = emptied or ("" if spans else step.name)
+        return sorted(spans, key=lambda span: (span.first, span.track)), emptied
 
     def _judge(
-        self, recording: Recording, span: Span, content: Sequence[str], known: Mapping[str, Any]
+        self, recording: Recording, span: Span, surveyed: ClipRecord, content: Sequence[str], known: Mapping[str, Any]
     ) -> tuple[ClipRecord, list[Finding]]:
         key = clip_key(recording.source.id, span)
         clip = Clip(recording, Plan(span))
-        scores: dict[str, Mapping[str, Any]] = {}
-        rules: dict[str, tuple[Rule, ...]] = {}
+        scores, rules = dict(surveyed.scores), dict(surveyed.rules)
         findings = []
         for step in self.recipe.chain:
             hash_ = json_hash([self.measured[step.name], clip.plan.to_json(), *content])

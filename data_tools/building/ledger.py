@@ -7,6 +7,7 @@ most what its workers had in hand. The dataset never depends on what is in the l
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from data_tools.inputs import Source
 from data_tools.steps.base import Plan, Rejection, Rule
@@ -118,21 +120,34 @@ class Ledger:
             self._db.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path} is damaged ({error}); delete it: the build measures again and keeps the shards that are right") from error
-        version = int(self.fact("schema") or SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{self.path} has version {version}, this one reads {SCHEMA_VERSION}; delete it: the build measures again")
+        self._check_version()
         self.note("schema", str(SCHEMA_VERSION))
 
     @classmethod
     def open(cls, folder: Path) -> Ledger:
-        """The ledger of a dataset that was built.
+        """The ledger of a dataset that was built, to be read only.
 
         Raises:
             UserError: there is none.
         """
         if not (folder / WORK_FOLDER / LEDGER_FILE).is_file():
             raise UserError(f"{folder} has no {WORK_FOLDER}/{LEDGER_FILE}: it was not made by `flowact-data build`, so nothing is known about how")
-        return cls(folder)
+        ledger = cls.__new__(cls)
+        ledger.path, ledger.code = folder / WORK_FOLDER / LEDGER_FILE, ""
+        address = f"file:{quote(str(ledger.path.resolve()))}"
+        try:
+            # a folder that can not be written to holds a file that nobody writes: it may be read without a lock
+            mode = "mode=ro" if os.access(ledger.path.parent, os.W_OK) else "immutable=1"
+            ledger._db = sqlite3.connect(f"{address}?{mode}", uri=True, isolation_level=None)
+            ledger._check_version()
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{ledger.path} can not be read ({error}); delete it and build again: the shards that are right are kept") from error
+        return ledger
+
+    def _check_version(self) -> None:
+        version = int(self.fact("schema") or SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{self.path} has version {version}, this one reads {SCHEMA_VERSION}; delete it: the build measures again")
 
     def close(self) -> None:
         """Close the file."""

@@ -67,6 +67,8 @@ class AutoencoderTraining(Stage):
             return
         frames, found = [], 0
         for batch in self.trainer.datamodule.loader("train"):  # type: ignore[attr-defined]  # rank 0's clips, whatever this rank is
+            if frames and batch.frames_BCTHW.shape[3:] != frames[0].shape[3:]:
+                continue  # components are of pictures of one size
             frames.append(batch.frames_BCTHW)
             found += frames[-1].shape[0]
             if found >= self.principal_clips:
