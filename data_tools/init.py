@@ -24,7 +24,7 @@ from flowact.signatures import Argument, arguments_of
 
 #: steps of a recipe in the order of their work: what is cheap and decides much comes first, what reads others after them
 ORDER = (
-    *("Container", "Scenes", "FaceTracks", "Length", "Identity", "Rights", "Sharpness", "Exposure", "Motion", "Overlays"),
+    *("Container", "Rights", "Scenes", "FaceTracks", "Length", "Identity", "Sharpness", "Exposure", "Motion", "Overlays"),
     *("Loudness", "Sync", "Voice", "States", "Labels", "Captions", "Duplicates"),
 )
 LABEL_SIDECARS = ("TextGrid", "eaf", "csv", "tsv", "srt", "vtt", "states.npy")

@@ -24,7 +24,7 @@ from flowact.data.media import MediaError
 from flowact.errors import UserError, did_you_mean
 
 #: what may lie beside KEY.mp4, as KEY.SUFFIX
-SIDECARS = ("wav", "other.wav", "txt", "json", "boxes.npy", "states.npy", "TextGrid", "eaf", "csv", "srt")
+SIDECARS = ("wav", "other.wav", "txt", "json", "boxes.npy", "states.npy", "TextGrid", "eaf", "csv", "tsv", "srt", "vtt")
 MAX_ID = 60
 SPLITS = ("train", "val")
 #: bytes of a sidecar that says something in words

@@ -211,7 +211,9 @@ class Examiner:
         scores, rules = dict(surveyed.scores), dict(surveyed.rules)
         findings = []
         for step in self.recipe.chain:
-            hash_ = json_hash([self.measured[step.name], clip.plan.to_json(), *content])
+            plan = clip.plan
+            signals = [self.measured[name.partition("/")[0]] for name in (plan.boxes, plan.mouth) if name]
+            hash_ = json_hash([self.measured[step.name], plan.to_json(), signals, *content])
             start = time.perf_counter()
             if hash_ in known:
                 found = known[hash_]

@@ -141,7 +141,7 @@ class Maker:
     ) -> dict[str, Any]:
         source, plan = item.source, item.plan
         start = source.start_s or 0.0
-        sync = item.record.scores.get("Sync") or {}
+        sync = next((found for found in reversed(item.record.scores.values()) if found.get("offset_frames") is not None), {})
         whole = crop == (0, 0, item.width, item.height)
         return {
             "key": item.record.key,
@@ -162,7 +162,7 @@ class Maker:
             "crop": None if whole else list(crop),
             "audio": {"sample_rate": SAMPLE_RATE, "lufs": plan.lufs},
             "sync": {"offset_frames": sync["offset_frames"], "confidence": sync.get("confidence"), "shift": plan.shift, "method": sync.get("method")}
-            if sync.get("offset_frames") is not None
+            if sync
             else None,
             "speech": to_entries("speech", plan.speech),
             "states": to_entries("states", runs),
