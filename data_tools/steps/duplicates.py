@@ -33,9 +33,10 @@ FEWEST_WORDS = 2  # that a pair shares; a clip with fewer than twice as many is 
 class Duplicates(Step):
     """Drops clips that show and sound like an earlier one, in whatever encoding, size or rate; what only looks or sounds alike shares a split.
 
-    Pictures are compared by perceptual hashes (pHash, eight a clip), sound and movement by how they go over time. Two takes of one person before one
-    wall have the same pictures and another course. A copy that was cut elsewhere is found if six seconds overlap, one shorter than four if it
-    begins in the same frame; mirrored, sped up or cropped ones are not. Where the picture stands still and the sound is silent or steady the pictures alone decide.
+    Pictures are compared by perceptual hashes (pHash, eight a clip), sound and movement by how they go over time. Two takes of one person before
+    one wall have the same pictures and another course. A copy that was cut elsewhere is found if seven seconds overlap, one shorter than five if it
+    begins in the same frame; mirrored, sped up or cropped ones are not. Where the picture stands still and sound is silent or steady, pictures decide
+    alone.
 
     Args:
         max_distance: bits of 64 by which the hashes of near-duplicates differ, the median of a clip; re-encoded copies differ by 0 to 4.
@@ -87,8 +88,9 @@ class Duplicates(Step):
         for earlier, later in self._candidates(scores) if self.drop else ():
             if earlier in out or later in out:
                 continue
-            found = _likeness(scores[earlier], scores[later])
-            if self._is_copy(found):
+            a, b = scores[earlier], scores[later]
+            # first what costs less
+            if distance(a["pictures"], b["pictures"]) <= self.max_distance and self._is_copy(found := _likeness(a, b)):
                 sounds = "" if found.sound is None else " and sounds"
                 reason = f"shows{sounds} like {earlier}, which is kept: the pictures differ by {found.bits:g} bits of 64"
                 out[later] = Rejection(self.name, reason, "bits", found.bits, "at most", self.max_distance)

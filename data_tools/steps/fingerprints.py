@@ -14,7 +14,7 @@ HOP, SMOOTH = 2, 5  # frames between values of a print, and over which each is a
 SHORTEST = 24  # values, two seconds, that must lie beside each other to be compared
 NEAR = 6  # values, half a second, by which any two prints may be ahead of each other
 LONG, FAR = 75, 250  # values: what must then overlap (six seconds) for one to be ahead by more, and by how much at most
-BITS, STRIDE = 24, 4  # of a word: whether values rise over four frames, and the frames from one to the next; together four seconds
+BITS, STRIDE = 32, 4  # of a word: whether values rise over four frames, and the frames from one to the next; together five seconds
 SKETCH = 32  # words of a clip at most, the same ones wherever they occur
 TABLES, PLANES, LENGTH = 32, 20, 64  # signatures of a print, bits of each, and values that it is brought to
 NEIGHBOURS = 8  # of a clip among those that share a word: a jingle that all share costs no more than this
@@ -76,7 +76,7 @@ def _smooth(values_T: np.ndarray, width: int) -> np.ndarray:
 
 
 def words(values_T: np.ndarray) -> np.ndarray:
-    """When values rise and fall, four seconds each: uint64 below 2 ** 24, at most `SKETCH`. Silence and steady tones have none.
+    """When values rise and fall, five seconds each: uint64 below 2 ** 32, at most `SKETCH`. Silence and steady tones have none.
 
     They say nothing about where a clip begins, so parts of a recording that were cut differently share them.
     """
