@@ -155,6 +155,8 @@ class Pictures:
                     self.last_seconds = max(self.last_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is not self.stream:
                     continue
+                if not packet.size and packet.pts is not None:
+                    continue  # theora: the picture before stands on; to a decoder nothing means the end
                 self.packets += packet.size > 0 and not packet.is_discard
                 for frame in packet.decode():
                     decoded += 1
@@ -210,8 +212,8 @@ class Pictures:
 
     def _check_complete(self, end: float, from_start: bool) -> None:
         self._check_order()
-        claimed = self.claimed_frames
-        if from_start and is_short(self.decoded, claimed, self.native):
+        claimed, avi = self.claimed_frames, self.container.format.name == "avi"
+        if from_start and not avi and is_short(self.decoded, claimed, self.native):
             raise FootageError(f"{self.path}: {self.decoded} frames decode, {claimed} are claimed; the file was cut: copy it again", "truncated")
         if from_start and is_short(self.decoded, self.packets, self.native):
             found = f"{self.decoded} frames decode of {self.packets} that it holds"
@@ -219,7 +221,9 @@ class Pictures:
         if from_start and is_short(self.decoded - self.damaged, self.decoded, self.native):
             found = f"{self.damaged} of {self.decoded} pictures are torn"
             raise FootageError(f"{self.path}: {found}; copy the file again, or re-encode it if they can stay", "undecodable")
-        if self.stream.duration:
+        if avi:  # it counts pictures that it leaves out as the one before stands on, and FFmpeg guesses its length from the file's
+            claimed_seconds, seen = claimed / self.native, self.origin + end
+        elif self.stream.duration:
             claimed_seconds, seen = float(self.stream.duration * self.stream.time_base), end
         elif self.container.duration and SEEKABLE & set(self.container.format.name.split(",")):  # others only estimate
             # Matroska counts from its clock's zero, also where the first picture is later

@@ -186,6 +186,7 @@ def black_png(width: int, height: int) -> bytes:
 # --- the zoo ----------------------------------------------------------------------------------------------------------------------------------------
 
 FAST = {"crf": "1", "preset": "ultrafast"}
+AVI = {"b": "20000000"}
 #: pictures refer to later ones
 TWO_WAY = {"crf": "1", "preset": "veryfast", "x264-params": "bframes=3:b-adapt=0:b-pyramid=none:keyint=12:scenecut=0"}
 
@@ -249,7 +250,10 @@ GOOD: dict[str, Callable[[Path], Film]] = {
     "alpha.webm": _plain(even(25, 0.8), Style("webm", "libvpx-vp9", "yuva420p", {"crf": "4", "b:v": "0", "cpu-used": "8"}), Track(codec="libopus")),
     "alpha.mov": _plain(even(25, 0.8), Style("mov", "png", "rgba", {}), Track(codec="pcm_s16le")),
     "hevc.mp4": _plain(even(25), Style(codec="libx265", options={"preset": "ultrafast", "x265-params": "crf=1:log-level=none:keyint=10"}), Track()),
-    "mpeg4.avi": _plain(even(25), Style("avi", "mpeg4", options={"b": "20000000"}, clock=Fraction(1, 25)), Track(codec="pcm_s16le")),
+    "mpeg4.avi": _plain(even(25), Style("avi", "mpeg4", options=AVI, clock=Fraction(1, 25)), Track(codec="pcm_s16le")),
+    "gaps.avi": _plain(
+        [Fraction(n, 25) for n in [1, 1, 2, 3, 1] * 6], Style("avi", "mpeg4", options=AVI, clock=Fraction(1, 25)), Track(codec="pcm_s16le")
+    ),
     "fragments.mp4": _plain(even(25), Style(flags={"movflags": "frag_keyframe+empty_moov+delay_moov"}, options={**FAST, "g": "10"}), Track()),
 }
 

@@ -304,9 +304,9 @@ def test_a_survey_says_what_a_film_holds(zoo: Zoo, name: str) -> None:
     assert not found.damaged_frames
     assert (found.width, found.height) == film.size
     assert found.decoded_frames == len(film.starts)
-    assert found.claimed_frames in (0, len(film.starts))
+    assert found.claimed_frames in (0, len(film.starts), film.frames)  # avi counts those that it leaves out
     assert len(found.audio_streams) == len(film.tracks)
-    assert found.variable_rate is (name == "variable.mp4")
+    assert found.variable_rate is (name in ("variable.mp4", "gaps.avi"))
     if film.tracks:
         assert found.sample_rate == film.tracks[0].rate
         assert found.audio_offset_seconds == pytest.approx(film.tracks[0].late, abs=0.07)
