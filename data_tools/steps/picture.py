@@ -59,7 +59,7 @@ class Sharpness(Step):
 
     thresholds = ("min_sharpness",)
 
-    def __init__(self, min_sharpness: float | None = None, every: int = 5) -> None:
+    def __init__(self, min_sharpness: float | None = None, every: int = 10) -> None:
         self.min_sharpness, self.every = min_sharpness, every
 
     def watcher(self, source: Source, footage: Footage) -> Watcher:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_recording import record, shot, spans
 
+from data_tools.footage import Block, View
 from data_tools.steps.base import Span
 from data_tools.steps.scenes import Scenes
 from flowact.errors import UserError
@@ -98,3 +99,20 @@ def test_impossible_arguments_are_refused():
         Scenes(threshold=0)
     with pytest.raises(UserError, match="neighbours 0"):
         Scenes(neighbours=0)
+
+
+def test_content_is_what_scenedetect_scores():
+    detectors = pytest.importorskip("scenedetect.detectors")
+    from scenedetect import FrameTimecode, StatsManager
+
+    view, pictures = View(64), np.concatenate([shot(1, 6), shot(2, 6, speed=5)])
+    watcher = Scenes().watcher(None, None)
+    watcher.see(Block(0, 12, {view: pictures}))
+    detector = detectors.ContentDetector()
+    detector.stats_manager = statistics = StatsManager()
+    statistics.register_metrics(detector.get_metrics())
+    times = [FrameTimecode(number, 25.0) for number in range(12)]
+    for time, picture in zip(times, pictures, strict=True):
+        detector.process_frame(time, np.ascontiguousarray(picture[..., ::-1]))
+    expected = [statistics.get_metrics(time, [detector.FRAME_SCORE_KEY])[0] for time in times[1:]]
+    np.testing.assert_allclose(watcher.signals()["content"][1:], expected, rtol=1e-5)
