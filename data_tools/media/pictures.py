@@ -57,7 +57,10 @@ class Pictures:
         except BaseException:
             self.close()
             raise
-        self.origin: float = self.first.time if self.first.time is not None else 0.0
+        # avi has times for packets in the order of decoding; FFmpeg's guess at those of pictures goes astray on packed ones
+        self._by_packets = self.container.format.name == "avi"
+        self.origin = 0.0
+        self.origin = self._time(self.first) or 0.0
         self.rotation = round(getattr(self.first, "rotation", 0) or 0) % 360
         if self.rotation % 90:
             self.rotation = 0
@@ -167,7 +170,8 @@ class Pictures:
             raise FootageError(f"{self.path}: decoding stops after {decoded} frames ({reason}); copy the file again or re-encode it", code) from error
 
     def _time(self, frame: Any) -> float | None:
-        return None if frame.time is None else frame.time - self.origin
+        ticks = frame.dts if self._by_packets and frame.dts is not None else frame.pts
+        return None if ticks is None else float(ticks * frame.time_base) - self.origin
 
     def _from(self, seconds: float) -> Iterator[Any]:
         if seconds >= SEEK_FROM and SEEKABLE & set(self.container.format.name.split(",")):
@@ -212,7 +216,7 @@ class Pictures:
 
     def _check_complete(self, end: float, from_start: bool) -> None:
         self._check_order()
-        claimed, avi = self.claimed_frames, self.container.format.name == "avi"
+        claimed, avi = self.claimed_frames, self._by_packets
         if from_start and not avi and is_short(self.decoded, claimed, self.native):
             raise FootageError(f"{self.path}: {self.decoded} frames decode, {claimed} are claimed; the file was cut: copy it again", "truncated")
         if from_start and is_short(self.decoded, self.packets, self.native):
