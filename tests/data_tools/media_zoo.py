@@ -251,7 +251,7 @@ GOOD: dict[str, Callable[[Path], Film]] = {
     "alpha.mov": _plain(even(25, 0.8), Style("mov", "png", "rgba", {}), Track(codec="pcm_s16le")),
     "hevc.mp4": _plain(even(25), Style(codec="libx265", options={"preset": "ultrafast", "x265-params": "crf=1:log-level=none:keyint=10"}), Track()),
     "mpeg4.avi": _plain(even(25), Style("avi", "mpeg4", options=AVI, clock=Fraction(1, 25)), Track(codec="pcm_s16le")),
-    "two-way.avi": _plain(even(25), Style("avi", "mpeg4", options={**AVI, "bf": "2"}, clock=Fraction(1, 25)), Track(codec="pcm_s16le")),
+    "two-way.avi": _plain(even(25), Style("avi", "mpeg4", options={**AVI, "bf": "2"}, clock=Fraction(1, 25))),
     "gaps.avi": _plain(
         [Fraction(n, 25) for n in [1, 1, 2, 3, 1] * 6], Style("avi", "mpeg4", options=AVI, clock=Fraction(1, 25)), Track(codec="pcm_s16le")
     ),
