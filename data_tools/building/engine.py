@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -287,15 +288,10 @@ class _Build:
         return Wanted(item, item.record.made, batches[item.source.id])
 
     def _uri(self, source: Source) -> str:
-        for root in self.recipe.inputs:
-            prefix = root.rstrip("/") + "/"
-            if source.address.startswith(prefix):
-                return source.address.removeprefix(prefix)
-        resolved = Path(source.address)
-        for root in self.recipe.inputs:
-            if resolved.is_relative_to(Path(root).resolve()):
-                return str(resolved.relative_to(Path(root).resolve()))
-        return source.address
+        """How the sample names its recording: below the input that holds it, so that moving the input changes nothing."""
+        address = _normal(source.address)
+        inside = (address.removeprefix(root) for root in map(_normal, self.recipe.inputs) if address.startswith(root + "/"))
+        return next(inside, source.address).lstrip("/")
 
     # --- shards -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -367,6 +363,12 @@ class _Build:
         packer.finish()
         self.ledger.note("state", FINISHED)
         shutil.rmtree(self.out / WORK_FOLDER / "remote", ignore_errors=True)
+
+
+def _normal(address: str) -> str:
+    """An address by which ways to write one place are equal."""
+    scheme, remote, path = address.partition("://")
+    return f"{scheme}://{path.strip('/')}" if remote else os.path.realpath(address)
 
 
 def write_records(out: Path, clips: Sequence[ClipRecord]) -> None:

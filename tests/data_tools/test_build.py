@@ -96,6 +96,45 @@ def test_the_number_of_processes_changes_nothing(built, tmp_path):
     assert shards(tmp_path / "out") == shards(built[1])
 
 
+def test_an_address_gives_what_the_folder_gives(built, people, tmp_path, capsys):
+    fsspec = pytest.importorskip("fsspec", reason="addresses need fsspec: pip install 'flowact[data]'")
+    bucket = fsspec.filesystem("memory")
+    bucket.put(f"{people}/", "/bucket/takes", recursive=True)
+    recipe = write_recipe(tmp_path / "r.yaml", "memory://bucket/takes")
+    assert build(recipe, tmp_path / "out") == 0
+    ours, theirs = metadata(tmp_path / "out"), metadata(built[1])
+    assert set(ours) == set(theirs)
+    for key, entry in ours.items():
+        assert entry["source"]["sha256"] == theirs[key]["source"]["sha256"]
+        assert entry["source"]["uri"] == theirs[key]["source"]["uri"]
+        assert entry["scores"] == theirs[key]["scores"]
+    assert not (tmp_path / "out" / "work" / "remote").exists()
+    capsys.readouterr()
+    assert build(recipe, tmp_path / "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 0
+
+
+def test_a_table_names_people_moments_and_splits(people, tmp_path):
+    rows = ["video,person,start,end,license,split", "p0/take0.mp4,anna,0.4,2.0,CC0-1.0,train", "p1/take1.mp4,bob,,,MIT,val"]
+    (people / "takes.csv").write_text("\n".join(rows))
+    try:
+        recipe = write_recipe(tmp_path / "r.yaml", people / "takes.csv", output={"size": 32})
+        assert build(recipe, tmp_path / "out") == 0
+    finally:
+        (people / "takes.csv").unlink()
+    found = {entry["identity"]: entry for entry in metadata(tmp_path / "out").values()}
+    assert set(found) == {"anna", "bob"}
+    assert found["anna"]["source"]["license"] == "CC0-1.0"
+    assert (found["anna"]["source"]["start_s"], found["anna"]["frames"]) == (0.4, 37)
+    assert [found[name]["split"] for name in ("anna", "bob")] == ["train", "val"]
+
+
+def test_shards_are_recordings_too(built, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yaml", built[1] / "train" / "000000.tar", output={"size": 32, "val_fraction": 0.0})
+    assert build(recipe, tmp_path / "out") == 0
+    assert len(metadata(tmp_path / "out")) == 4
+
+
 def test_a_second_build_makes_nothing(built, tmp_path, capsys):
     again = copy(built, tmp_path / "again")
     before = {path: path.stat().st_mtime_ns for path in again.glob("*/*.tar")}
