@@ -14,6 +14,8 @@ from data_tools.media.pictures import TICK, Pictures
 
 #: of the pictures of one block in all views, so that films of any size fit
 MAX_BLOCK_BYTES = 128 << 20
+#: pixels of height up to which several views are scaled from one small copy: scaling costs by the size of what it reads
+SKETCH_HEIGHT = 128
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def look(
 
     Args:
         path: of the file.
-        views: wanted; each is scaled straight from the decoded picture.
+        views: wanted; each is scaled straight from the decoded picture, small ones (where there are several) from one small copy of it.
         fps: frames a second wanted.
         start_s: seconds after the first picture at which frame 0 is.
         end_s: likewise, where frames end; None reads to the end of the file.
@@ -65,10 +67,12 @@ def look(
     limit = None if end_s is None else max(round((end_s - start_s) * fps), 0)
     with Pictures(path) as pictures:
         painters = [_Painter(view, pictures) for view in dict.fromkeys(views)]
+        sketch = _Sketch(painters)
         block = max(min(block, MAX_BLOCK_BYTES // max(sum(painter.num_bytes for painter in painters), 1)), 1)
         canvases = {painter.view: _Canvas(painter, 0, block) for painter in painters}
         first = count = 0
         for frame, repeats in constant_rate(pictures, fps, start_s, limit):
+            sketch.take(frame)
             for painter in painters:
                 painter.take(frame)
             while repeats:
@@ -145,6 +149,7 @@ class _Painter:
             width, height = max(round(width * tall / height / 2) * 2, 2), tall
         self.even = (slice(height // 2 * 2 or None), slice(width // 2 * 2 or None))
         self.size = (height, width) if self.turns % 2 else (width, height)
+        self.sketch: _Sketch | None = None
         self._frame: Any = None
         self._picture: np.ndarray | None = None
 
@@ -155,7 +160,8 @@ class _Painter:
     def picture(self) -> np.ndarray:
         """The frame's picture."""
         if self._picture is None:
-            scaled = self.scaler.reformat(self._frame, *self.size, self.view.pixels, threads=1)
+            frame = self._frame if self.sketch is None else self.sketch.frame
+            scaled = self.scaler.reformat(frame, *self.size, self.view.pixels, threads=1)
             self._picture = np.rot90(_pixels_of(scaled), self.turns)[self.even]
         return self._picture
 
@@ -169,6 +175,34 @@ class _Painter:
     def num_bytes(self) -> int:
         """Of one frame of a block, on average."""
         return math.prod(self.shape) // self.view.every
+
+
+class _Sketch:
+    """A small copy of each frame, made when first asked for, that several small views are scaled from."""
+
+    def __init__(self, painters: Sequence[_Painter]) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        small = [painter for painter in painters if painter.view.height is not None and painter.view.height <= SKETCH_HEIGHT]
+        if len(small) > 1:
+            for painter in small:
+                painter.sketch = self
+            self.size = max(painter.size for painter in small)
+        self.scaler = VideoReformatter()
+        self._frame: Any = None
+        self._small: Any = None
+
+    def take(self, frame: Any) -> None:
+        self._frame, self._small = frame, None
+
+    @property
+    def frame(self) -> Any:
+        """The small copy, its colours as they were coded; the frame itself where that is no larger, or coded in a way that can not be scaled."""
+        if self._small is None:
+            name = self._frame.format.name
+            worth = self._frame.height >= 2 * self.size[1] and name.startswith("yuv")
+            self._small = self.scaler.reformat(self._frame, *self.size, name, threads=1) if worth else self._frame
+        return self._small
 
 
 class _Canvas:
