@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import sqlite3
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,6 +38,9 @@ VERBS = {
     "take": "a clip as files: sound, picture and prompts for `flowact generate`",
 }
 INTERRUPTED = 130
+#: what a disk says that takes no more
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+GO_ON = "what is finished is kept: make room and run the same command again"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +118,15 @@ def _main(argv: list[str]) -> int:
             raise
         print(f"flowact-data: error: {error}", file=sys.stderr)
         return 2
+    except sqlite3.OperationalError as error:
+        if debug:
+            raise
+        print(f"flowact-data: error: the ledger could not be written ({error}); {GO_ON}", file=sys.stderr)
+        return 2
     except OSError as error:
+        if error.errno in _FULL and not debug:
+            print(f"flowact-data: error: {error.strerror}; {GO_ON}", file=sys.stderr)
+            return 2
         if debug or isinstance(error, BrokenPipeError) or error.filename is None:
             if isinstance(error, BrokenPipeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`)

@@ -118,6 +118,8 @@ class Ledger:
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(_TABLES)
+        except sqlite3.OperationalError:
+            raise  # the disk, not the file; the command line says what to do
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path} is damaged ({error}); delete it: the build measures again and keeps the shards that are right") from error
         self._check_version()

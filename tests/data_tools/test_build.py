@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -309,6 +310,27 @@ def test_a_build_with_processes_killed_from_outside_ends_the_same(built, tmp_pat
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "dataset.yaml").exists()
+    assert build(built[0], tmp_path / "out") == 0
+    assert shards(tmp_path / "out") == shards(built[1])
+
+
+@pytest.mark.parametrize("limit", [3_000, 20_000, 90_000])
+def test_a_full_disk_ends_with_a_message_and_the_next_build_ends_the_same(built, tmp_path, capfd, limit):
+    child = os.fork()
+    if child == 0:  # files may not grow beyond the limit, as on a disk that is full
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            code = build(built[0], tmp_path / "out")
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    err = capfd.readouterr().err
+    assert "make room and run the same command again" in err
+    assert "Traceback" not in err
+    for tar in (tmp_path / "out").glob("*/*.tar"):
+        assert tar.with_suffix(".json").is_file()
     assert build(built[0], tmp_path / "out") == 0
     assert shards(tmp_path / "out") == shards(built[1])
 
