@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.building.splits import join
 from data_tools.edit import Place, find_all
 from data_tools.rewrite import Rewriting, Taken, encode_again, finish_stopped_change, rewrite, sample_bytes
 from data_tools.workplace import locked
@@ -107,22 +108,14 @@ def recording_of(metadata: Mapping[str, Any]) -> str | None:
 
 def groups_of(clips: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """identity -> name of its group, which is its first identity: people are grouped when a chain of shared recordings connects them."""
-    parent: dict[str, str] = {}
-    seen: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
+    people: set[str] = set()
+    shared: dict[str, list[str]] = {}
     for metadata in clips:
         identity, recording = metadata["identity"], recording_of(metadata)
-        parent.setdefault(identity, identity)
+        people.add(identity)
         if recording is not None:
-            first, second = sorted((root(identity), root(seen.setdefault(recording, identity))))
-            parent[second] = first
-    return {identity: root(identity) for identity in parent}
+            shared.setdefault(recording, []).append(identity)
+    return {identity: min(group) for group in join(list(shared.values()), sorted(people)) for identity in group}
 
 
 def _layout(
