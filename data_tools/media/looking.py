@@ -14,8 +14,11 @@ from data_tools.media.pictures import TICK, Pictures
 
 #: of the pictures of one block in all views, so that films of any size fit
 MAX_BLOCK_BYTES = 128 << 20
-#: pixels of height up to which several views are scaled from one small copy: scaling costs by the size of what it reads
+#: pixels of height up to which views are scaled from one small copy of a frame, so high: scaling costs by the size of what it reads. Also a view
+#: that is alone: what a step sees must not depend on what other steps look at
 SKETCH_HEIGHT = 128
+#: how nearly all films are coded: colours at half the resolution
+HALF_COLOURED = frozenset({"yuv420p", "yuvj420p"})
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def look(
 
     Args:
         path: of the file.
-        views: wanted; each is scaled straight from the decoded picture, small ones (where there are several) from one small copy of it.
+        views: wanted; a view's pictures do not depend on the others. Large ones are scaled from the decoded picture, small ones from a small copy.
         fps: frames a second wanted.
         start_s: seconds after the first picture at which frame 0 is.
         end_s: likewise, where frames end; None reads to the end of the file.
@@ -66,8 +69,8 @@ def look(
     """
     limit = None if end_s is None else max(round((end_s - start_s) * fps), 0)
     with Pictures(path) as pictures:
-        painters = [_Painter(view, pictures) for view in dict.fromkeys(views)]
-        sketch = _Sketch(painters)
+        sketch = _Sketch(pictures)
+        painters = [_Painter(view, pictures, sketch) for view in dict.fromkeys(views)]
         block = max(min(block, MAX_BLOCK_BYTES // max(sum(painter.num_bytes for painter in painters), 1)), 1)
         canvases = {painter.view: _Canvas(painter, 0, block) for painter in painters}
         first = count = 0
@@ -126,7 +129,7 @@ def read_frames(path: Path, fps: int, size: int | None = None) -> Iterator[np.nd
         FootageError: no picture, undecodable, or clearly fewer frames than claimed.
     """
     with Pictures(path) as pictures:
-        painter = _Painter(View(), pictures)
+        painter = _Painter(View(), pictures, _Sketch(pictures))
         for frame, repeats in constant_rate(pictures, fps):
             painter.take(frame)
             picture = painter.picture if size is None else _square(painter.picture, size)
@@ -137,19 +140,16 @@ def read_frames(path: Path, fps: int, size: int | None = None) -> Iterator[np.nd
 class _Painter:
     """Scales frames for one view with a scaler of its own, each at most once and only when asked for."""
 
-    def __init__(self, view: View, pictures: Pictures) -> None:
+    def __init__(self, view: View, pictures: Pictures, sketch: _Sketch) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.view = view
-        self.scaler = VideoReformatter()
+        self.scaler, self.colourer = VideoReformatter(), VideoReformatter()
         self.turns = pictures.rotation // 90
-        width, height = pictures.width, pictures.height
-        if view.height is not None and view.height < height:
-            tall = max(view.height // 2 * 2, 2)
-            width, height = max(round(width * tall / height / 2) * 2, 2), tall
+        width, height = _size_of(view, pictures)
         self.even = (slice(height // 2 * 2 or None), slice(width // 2 * 2 or None))
         self.size = (height, width) if self.turns % 2 else (width, height)
-        self.sketch: _Sketch | None = None
+        self.sketch = sketch if view.height is not None and view.height <= SKETCH_HEIGHT else None
         self._frame: Any = None
         self._picture: np.ndarray | None = None
 
@@ -161,6 +161,9 @@ class _Painter:
         """The frame's picture."""
         if self._picture is None:
             frame = self._frame if self.sketch is None else self.sketch.frame
+            if self.view.pixels == "rgb24" and frame.format.name in HALF_COLOURED and (frame.width, frame.height) != self.size:
+                # scaling and changing colours at once takes three times as long; the colours lose nothing that h264 would keep
+                frame = self.colourer.reformat(frame, *self.size, frame.format.name, threads=1)
             scaled = self.scaler.reformat(frame, *self.size, self.view.pixels, threads=1)
             self._picture = np.rot90(_pixels_of(scaled), self.turns)[self.even]
         return self._picture
@@ -178,16 +181,13 @@ class _Painter:
 
 
 class _Sketch:
-    """A small copy of each frame, made when first asked for, that several small views are scaled from."""
+    """A small copy of each frame, made when first asked for, that small views are scaled from."""
 
-    def __init__(self, painters: Sequence[_Painter]) -> None:
+    def __init__(self, pictures: Pictures) -> None:
         from av.video.reformatter import VideoReformatter
 
-        small = [painter for painter in painters if painter.view.height is not None and painter.view.height <= SKETCH_HEIGHT]
-        if len(small) > 1:
-            for painter in small:
-                painter.sketch = self
-            self.size = max(painter.size for painter in small)
+        width, height = _size_of(View(SKETCH_HEIGHT), pictures)
+        self.size = (height, width) if pictures.rotation // 90 % 2 else (width, height)
         self.scaler = VideoReformatter()
         self._frame: Any = None
         self._small: Any = None
@@ -200,9 +200,18 @@ class _Sketch:
         """The small copy, its colours as they were coded; the frame itself where that is no larger, or coded in a way that can not be scaled."""
         if self._small is None:
             name = self._frame.format.name
-            worth = self._frame.height >= 2 * self.size[1] and name.startswith("yuv")
+            worth = self._frame.height >= 1.5 * self.size[1] and name.startswith("yuv")
             self._small = self.scaler.reformat(self._frame, *self.size, name, threads=1) if worth else self._frame
         return self._small
+
+
+def _size_of(view: View, pictures: Pictures) -> tuple[int, int]:
+    """Width and height of a view as displayed."""
+    width, height = pictures.width, pictures.height
+    if view.height is not None and view.height < height:
+        tall = max(view.height // 2 * 2, 2)
+        width, height = max(round(width * tall / height / 2) * 2, 2), tall
+    return width, height
 
 
 class _Canvas:
