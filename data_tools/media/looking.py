@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_tools.media.kept import Kept
 from data_tools.media.pictures import TICK, Pictures
 
 #: of the pictures of one block in all views, so that films of any size fit
@@ -52,7 +53,7 @@ class Block:
 
 
 def look(
-    path: Path, views: Sequence[View], *, fps: int = 25, start_s: float = 0.0, end_s: float | None = None, block: int = 50
+    path: Path, views: Sequence[View], *, fps: int = 25, start_s: float = 0.0, end_s: float | None = None, block: int = 50, keep: Kept | None = None
 ) -> Iterator[Block]:
     """Every frame in each view, in blocks, from one decode. Memory is that of one block, whatever the length.
 
@@ -63,6 +64,7 @@ def look(
         start_s: seconds after the first picture at which frame 0 is.
         end_s: likewise, where frames end; None reads to the end of the file.
         block: frames of a block at most; fewer where pictures are large, and in the last one.
+        keep: holds the decoded frames for `read_clip`, as far as it has room.
 
     Raises:
         FootageError: no picture, undecodable, or clearly less than the container claims.
@@ -74,7 +76,11 @@ def look(
         block = max(min(block, MAX_BLOCK_BYTES // max(sum(painter.num_bytes for painter in painters), 1)), 1)
         canvases = {painter.view: _Canvas(painter, 0, block) for painter in painters}
         first = count = 0
+        if keep is not None:
+            keep.begin(pictures)
         for frame, repeats in constant_rate(pictures, fps, start_s, limit):
+            if keep is not None:
+                keep.take(frame, repeats)
             sketch.take(frame)
             for painter in painters:
                 painter.take(frame)

@@ -59,3 +59,15 @@ def test_the_small_copy_is_used_where_it_is_worth_it(tmp_path, monkeypatch):
     made.clear()
     list(look(tmp_path / "a.mkv", (View(200), View())))
     assert made == []
+
+
+@pytest.mark.parametrize(("codec", "pixel_format"), [("libx264", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx264", "yuv444p")])
+def test_colours_are_those_of_the_picture(tmp_path, codec, pixel_format):
+    """Scaling first and colouring then gives what doing both at once gives."""
+    path = written(tmp_path / "a.mkv", pixel_format, codec)
+    (block,) = look(path, (View(160),))
+    with av.open(str(path)) as container:
+        at_once = [frame.to_ndarray(format="rgb24", width=240, height=160) for frame in container.decode(video=0)]
+    difference = block.pictures[View(160)].astype(int) - np.stack(at_once)
+    assert np.abs(difference).mean() < 1.5
+    assert np.abs(difference.mean((0, 1, 2))).max() < 0.5
