@@ -69,5 +69,5 @@ def test_colours_are_those_of_the_picture(tmp_path, codec, pixel_format):
     with av.open(str(path)) as container:
         at_once = [frame.to_ndarray(format="rgb24", width=240, height=160) for frame in container.decode(video=0)]
     difference = block.pictures[View(160)].astype(int) - np.stack(at_once)
-    assert np.abs(difference).mean() < 1.5
-    assert np.abs(difference.mean((0, 1, 2))).max() < 0.5
+    assert np.abs(difference).mean() < 3
+    assert np.abs(difference.mean((0, 1, 2))).max() < 1
