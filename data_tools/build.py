@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that builds."""
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes, of which the result does not depend; 0 works in this one (default: %(default)s)")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes; 0 works in this one; the result is the same (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="take only the first N recordings, to have a look first")
     parser.add_argument("--dry-run", action="store_true", help="look, score and judge, but make nothing")
     parser.add_argument("--score-only", action="store_true", help="score everything, reject nothing but what can not be read")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_tools.media.clips import encode_clip, read_clip
 from data_tools.media.container import VIDEO_SUFFIXES, FootageError, check_file, open_media
+from data_tools.media.kept import Kept
 from data_tools.media.looking import Block, View, look, read_frames
 from data_tools.media.sound import Sound, read_sound, write_sound
 from data_tools.media.survey import Footage, survey
@@ -18,6 +19,7 @@ __all__ = [
     "Block",
     "Footage",
     "FootageError",
+    "Kept",
     "Sound",
     "View",
     "check_file",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from data_tools.building import examine, making
 from data_tools.building.edits import DELETED, read_edits
 from data_tools.building.examine import READING, Examined, Task, remove_parts, remove_stale, stamp_of
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Ledger
-from data_tools.building.making import Item, Made, Maker
+from data_tools.building.making import Item, Made, Maker, uri_of
 from data_tools.building.packing import Layout, Packer, Wanted, in_order
 from data_tools.building.recipe import BuildRecipe, dump_recipe
 from data_tools.building.splits import SPLITS, assign_people, join
@@ -30,6 +31,8 @@ from flowact.errors import UserError
 
 RECIPE_FILE = "recipe.yaml"
 MAKING = "Making"
+#: of decoded frames that a process holds at most: half a minute of 720p
+KEEP_BYTES = 1 << 30
 #: states of a build, as the ledger notes them
 EXAMINING, EXAMINED, PACKING, FINISHED = "examining recordings", "examined, not packed", "packing clips", "finished"
 #: a recording or clip that takes longer is given up: enough for ten hours of footage, and no night is lost to a file that hangs the decoder
@@ -173,14 +176,16 @@ class _Build:
             )
             self.ledger.note("state", EXAMINED if missing or before != FINISHED else FINISHED)
             return Outcome(tuple(clips), self.skipped, missing=missing, measured=measured)
-        lost = tuple(clip.key for split, found in wanted.items() for clip in packer.missing(split, found) if clip.key in self.edits.touched)
+        early = {made for entry in examined for made in entry.made}
+        fresh = [clip for split, found in wanted.items() for clip in (*packer.missing(split, found), *(clip for clip in found if clip.made in early))]
+        lost = tuple(clip.key for clip in fresh if clip.key in self.edits.touched)
         self.ledger.note("state", PACKING)
         self._forget_layout(packer)
         clips = self._pack(packer, wanted, clips)
         splits = self._write_dataset(clips)
         write_records(self.out, clips)
         self._finish(clips, examined, packer)
-        return Outcome(tuple(clips), self.skipped, splits, missing, measured, missing, lost)
+        return Outcome(tuple(clips), self.skipped, splits, missing, measured, len(fresh), lost)
 
     def _check_missing(self) -> None:
         """A folder that is not mounted must not empty a dataset."""
@@ -209,10 +214,15 @@ class _Build:
         spent = {record.source.id: record.seconds for record in self.ledger.sources()}
         stamps = {source.id: stamp_of(source) for source in self.sources}
         tasks = [
-            Task(source, hashes.get((source.address, stamps[source.id])) if stamps[source.id] else None, self.ledger.findings(source.id))
+            Task(
+                source,
+                hashes.get((source.address, stamps[source.id])) if stamps[source.id] else None,
+                self.ledger.findings(source.id),
+                frozenset(clip.made for clip in self.ledger.clips(source.id) if clip.shard),
+            )
             for source in self.sources
         ]
-        arguments = (self.recipe_file, self.out, self.options.score_only, self.options.plugins, self.options.trusted)
+        arguments = (self.recipe_file, self.out, self.options.score_only, self._room_for_frames(), self.options.plugins, self.options.trusted)
         results = work(
             examine.run, tasks, self.options.jobs, examine.start, arguments, timeout=TIMEOUT_SECONDS, keep_going=True
         )
@@ -229,6 +239,12 @@ class _Build:
         if self.options.limit is None:
             self.ledger.keep_sources(source.id for source in self.sources)
         return examined, measured
+
+    def _room_for_frames(self) -> int:
+        """Bytes of decoded frames that each process may hold."""
+        if self.options.dry_run:
+            return 0
+        return min(KEEP_BYTES, psutil.virtual_memory().available // (4 * max(self.options.jobs, 1)))
 
     # --- clips --------------------------------------------------------------------------------------------------------------------------------------
 
@@ -251,7 +267,7 @@ class _Build:
             if clip.rejection is None and clip.plan is not None:
                 entry = sources[clip.source]
                 width, height = entry.facts["width"], entry.facts["height"]
-                item = Item(clip, entry.source, self._uri(entry.source), entry.sha256, entry.folder, width, height, "")
+                item = Item(clip, entry.source, uri_of(entry.source, self.recipe.inputs), entry.sha256, entry.folder, width, height, "")
                 made = maker.hash(item)
                 clip = replace(clip, made=made)
                 if made in failures:
@@ -286,12 +302,6 @@ class _Build:
 
     def _wanted(self, item: Item, batches: Mapping[str, int]) -> Wanted:
         return Wanted(item, item.record.made, batches[item.source.id])
-
-    def _uri(self, source: Source) -> str:
-        """How the sample names its recording: below the input that holds it, so that moving the input changes nothing."""
-        address = _normal(source.address)
-        inside = (address.removeprefix(root) for root in map(_normal, self.recipe.inputs) if address.startswith(root + "/"))
-        return next(inside, source.address).lstrip("/")
 
     # --- shards -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -363,12 +373,6 @@ class _Build:
         packer.finish()
         self.ledger.note("state", FINISHED)
         shutil.rmtree(self.out / WORK_FOLDER / "remote", ignore_errors=True)
-
-
-def _normal(address: str) -> str:
-    """An address by which ways to write one place are equal."""
-    scheme, remote, path = address.partition("://")
-    return f"{scheme}://{path.strip('/')}" if remote else os.path.realpath(address)
 
 
 def write_records(out: Path, clips: Sequence[ClipRecord]) -> None:

@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Finding
+from data_tools.building.ledger import PREVIOUS_FOLDER, RECORDINGS_FOLDER, WORK_FOLDER, ClipRecord, Finding
+from data_tools.building.making import Item, Maker, uri_of
 from data_tools.building.recipe import BuildRecipe, read_recipe
-from data_tools.footage import Footage, View, look, survey, write_sound
+from data_tools.footage import Footage, Kept, View, look, survey, write_sound
 from data_tools.inputs import Source, fetch
 from data_tools.steps.base import Clip, Plan, Recording, Rejection, Rule, Soundtrack, Span, Step, Watcher, json_hash
 from flowact.data.media import MediaError
 from flowact.data.schema import write_atomically
-from flowact.data.shards import file_sha256
+from flowact.data.shards import ShardWriter, file_sha256
 
-RECORDINGS_FOLDER = "recordings"
 #: what a file can not give is found by reading it, not by a step; reports call it so
 READING = "Reading"
+#: of a shard of clips that were made on the way
+MADE_BYTES = 256 << 20
 #: sidecars that decide what is seen and heard; the others decide what is said about it
 MEDIA_SIDECARS = ("wav", "other.wav", "boxes.npy")
 
@@ -41,11 +43,13 @@ class Task:
         source: where it is.
         sha256: of its bytes, where they are known not to have changed.
         known: hash -> scores that the ledger holds.
+        held: hashes of clips that shards hold already.
     """
 
     source: Source
     sha256: str | None
     known: Mapping[str, Any]
+    held: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Examined:
         clips: kept and rejected, in the order of their frames.
         findings: scores that were not known before.
         seconds: of work.
+        made: hashes of clips that were made on the way, see `Examiner`.
     """
 
     source: Source
@@ -71,21 +76,27 @@ class Examined:
     clips: tuple[ClipRecord, ...]
     findings: tuple[Finding, ...]
     seconds: float
+    made: tuple[str, ...] = ()
 
 
 class Examiner:
     """Examines recordings of one build.
 
+    Decoding is most of the work. So where a recording's frames fit into `keep_bytes`, clips that pass are made at once, from frames that are decoded
+    already, and laid where the packer looks for clips of earlier shards. They are the same bytes as those that are made later.
+
     Args:
         recipe: of the build.
         out: folder of the dataset.
         score_only: judge, but reject nothing.
+        keep_bytes: of decoded frames; 0 makes nothing.
     """
 
-    def __init__(self, recipe: BuildRecipe, out: Path, score_only: bool = False) -> None:
+    def __init__(self, recipe: BuildRecipe, out: Path, score_only: bool = False, keep_bytes: int = 0) -> None:
         self.recipe = recipe
         self.out = out
         self.score_only = score_only
+        self.keep_bytes = keep_bytes
         self.measured = {step.name: recipe.measured_hash(step.name) for step in recipe.chain}
 
     def examine(self, task: Task) -> Examined:
@@ -94,6 +105,8 @@ class Examiner:
         sha256, folder, frames, facts = task.sha256 or "", "", 0, {}
         clips: list[ClipRecord] = []
         findings: list[Finding] = []
+        made: list[str] = []
+        kept = Kept(self.keep_bytes)
         try:
             with fetch(source, self.out / WORK_FOLDER) as files:
                 local = replace(source, address=str(files.video), sidecars={suffix: str(path) for suffix, path in files.sidecars.items()})
@@ -106,7 +119,7 @@ class Examiner:
                 else:
                     sidecars = {suffix: file_sha256(Path(path)) for suffix, path in sorted(local.sidecars.items())}
                     folder = self._media_hash(source, sha256, sidecars)
-                    recording = self._record(local, footage, self.out / WORK_FOLDER / RECORDINGS_FOLDER / folder)
+                    recording = self._record(local, footage, self.out / WORK_FOLDER / RECORDINGS_FOLDER / folder, kept)
                     frames = recording.frames
                     said = json_hash([sidecars, source.identity, source.caption, source.license, source.consent, dict(source.metadata)])
                     spans, emptied = self._cut(recording)
@@ -114,12 +127,14 @@ class Examiner:
                         record, found = self._judge(recording, span, surveyed, [folder, said], task.known)
                         clips.append(record)
                         findings += found
+                    if kept.whole:
+                        made = self._make(task, clips, files.video, (sha256, folder, footage.width, footage.height), kept)
                     if not spans:
                         clips.append(replace(surveyed, rejection=Rejection(emptied, "no stretch of it is left", "spans", 0, "at least", 1)))
         except MediaError as error:
             code = getattr(error, "code", "unreadable")
             clips = [_whole_recording(source, Rejection(READING, str(error), "readable", code, "is", "readable"))]
-        return Examined(source, sha256, folder, frames, facts, tuple(clips), tuple(findings), time.perf_counter() - start)
+        return Examined(source, sha256, folder, frames, facts, tuple(clips), tuple(findings), time.perf_counter() - start, tuple(made))
 
     # --- before decoding ----------------------------------------------------------------------------------------------------------------------------
 
@@ -142,7 +157,7 @@ class Examiner:
 
     # --- looking and listening ----------------------------------------------------------------------------------------------------------------------
 
-    def _record(self, source: Source, footage: Footage, folder: Path) -> Recording:
+    def _record(self, source: Source, footage: Footage, folder: Path, kept: Kept) -> Recording:
         folder.mkdir(parents=True, exist_ok=True)
         watchers: dict[str, Watcher] = {}
         for step in self.recipe.chain:
@@ -152,7 +167,7 @@ class Examiner:
         record = folder / "record.json"
         if watchers or not record.is_file():
             views = tuple(dict.fromkeys(view for watcher in watchers.values() for view in watcher.views))
-            frames = self._look(source, views, list(watchers.values()))
+            frames = self._look(source, views, list(watchers.values()), kept)
             write_atomically(record, json.dumps({"frames": frames}).encode())
         else:
             frames = json.loads(record.read_bytes())["frames"]
@@ -172,9 +187,9 @@ class Examiner:
     def _signal_file(self, folder: Path, step: Step) -> Path:
         return folder / f"{step.name}-{self.measured[step.name]}.npz"
 
-    def _look(self, source: Source, views: Sequence[View], watchers: Sequence[Watcher]) -> int:
+    def _look(self, source: Source, views: Sequence[View], watchers: Sequence[Watcher], kept: Kept) -> int:
         frames = 0
-        for block in look(Path(source.address), views, start_s=source.start_s or 0.0, end_s=source.end_s):
+        for block in look(Path(source.address), views, start_s=source.start_s or 0.0, end_s=source.end_s, keep=kept):
             for watcher in watchers:
                 watcher.see(block)
             frames = block.first + block.count
@@ -194,6 +209,28 @@ class Examiner:
             write_sound(Path(source.address), sound, frames=frames, start_s=start, tracks=self.recipe.tracks, other=second, silence=True)
 
     # --- clips --------------------------------------------------------------------------------------------------------------------------------------
+
+    def _make(
+        self, task: Task, clips: Sequence[ClipRecord], video: Path, about: tuple[str, str, int, int], kept: Kept
+    ) -> list[str]:
+        """Make the clips that passed and that no shard holds; what can not be made is left to the maker's own turn, which says why."""
+        maker, uri = Maker(self.recipe, self.out), uri_of(task.source, self.recipe.inputs)
+        items = [Item(clip, task.source, uri, *about, "") for clip in clips if clip.rejection is None and clip.plan is not None]
+        hashes = [maker.hash(item) for item in items]
+        folder = self.out / WORK_FOLDER / PREVIOUS_FOLDER / MADE_FOLDER.format(task.source.id)
+        shutil.rmtree(folder, ignore_errors=True)
+        made = []
+        with ShardWriter(folder, max_bytes=MADE_BYTES) as writer:
+            for item, hash_ in zip(items, hashes):
+                if hash_ not in task.held:
+                    try:
+                        members = maker.members(item, video, kept)
+                    except MediaError:
+                        continue
+                    writer.write(item.record.key, members, item.plan.span.frames)
+                    made.append(hash_)
+            writer.close()
+        return made
 
     def _cut(self, recording: Recording) -> tuple[list[Span], str]:
         """Spans that may become clips; where there are none, the step that left none."""
@@ -229,6 +266,9 @@ class Examiner:
                     return ClipRecord(key, recording.source.id, clip.plan, scores, rules, rejection), findings
             clip = Clip(recording, step.apply(replace(clip, scores=scores), found), scores)
         return ClipRecord(key, recording.source.id, clip.plan, scores, rules), findings
+
+
+MADE_FOLDER = "made-{}"
 
 
 def _whole_recording(source: Source, rejection: Rejection) -> ClipRecord:
@@ -304,7 +344,7 @@ def _plain(value: Any) -> Any:
 _examiner: Examiner | None = None
 
 
-def start(recipe_file: Path, out: Path, score_only: bool, plugins: Sequence[str], trusted: Sequence[str]) -> None:
+def start(recipe_file: Path, out: Path, score_only: bool, keep_bytes: int, plugins: Sequence[str], trusted: Sequence[str]) -> None:
     """Prepare a worker: it reads the recipe that the build wrote down."""
     global _examiner
     from flowact import registry
@@ -312,7 +352,7 @@ def start(recipe_file: Path, out: Path, score_only: bool, plugins: Sequence[str]
     registry.trust(*trusted)
     for file in plugins:
         registry.load_plugin_file(file)
-    _examiner = Examiner(read_recipe(recipe_file)[0], out, score_only)
+    _examiner = Examiner(read_recipe(recipe_file)[0], out, score_only, keep_bytes)
 
 
 def run(task: Task) -> Examined:

@@ -23,6 +23,8 @@ from flowact.errors import UserError
 
 WORK_FOLDER = "work"
 LEDGER_FILE = "ledger.sqlite"
+RECORDINGS_FOLDER = "recordings"
+PREVIOUS_FOLDER = "previous"
 SCHEMA_VERSION = 1
 
 _TABLES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,10 +12,9 @@ from typing import Any
 import av
 import numpy as np
 
-from data_tools.building.examine import RECORDINGS_FOLDER
-from data_tools.building.ledger import WORK_FOLDER, ClipRecord
+from data_tools.building.ledger import RECORDINGS_FOLDER, WORK_FOLDER, ClipRecord
 from data_tools.building.recipe import BuildRecipe, read_recipe
-from data_tools.footage import encode_clip, read_clip, to_png
+from data_tools.footage import Kept, encode_clip, read_clip, to_png
 from data_tools.inputs import Source, fetch
 from data_tools.steps.base import Box, Plan, Soundtrack, json_hash
 from flowact.data.media import MediaError, encode_sound
@@ -95,18 +95,28 @@ class Maker:
         """The sample. A recording that can no longer be read is a reason, not an error."""
         try:
             with fetch(item.source, self.out / WORK_FOLDER) as files:
-                return Made(item.record.key, self._members(item, files.video), item.plan.span.frames)
+                return Made(item.record.key, self.members(item, files.video), item.plan.span.frames)
         except MediaError as error:
             return Made(item.record.key, None, reason=str(error))
 
-    def _members(self, item: Item, video: Path) -> dict[str, bytes]:
+    def members(self, item: Item, video: Path, kept: Kept | None = None) -> dict[str, bytes]:
+        """A sample's members.
+
+        Args:
+            item: what to make.
+            video: its recording on this machine.
+            kept: the recording's decoded frames, where they are at hand.
+
+        Raises:
+            MediaError: the recording can no longer be read.
+        """
         plan, output = item.plan, self.recipe.output
         count, first = plan.span.frames, plan.span.first
         crop = fit_crop(plan.crop or (0, 0, item.width, item.height), output.pixels)
         size = output.pixels or (crop[2] - crop[0], crop[3] - crop[1])
         start = item.source.start_s or 0.0
-        kept: list[av.VideoFrame] = []
-        frames = _keep_first(read_clip(video, first, count, start_s=start, crop=crop, size=size), kept)
+        reference: list[av.VideoFrame] = []
+        frames = _keep_first(read_clip(video, first, count, start_s=start, crop=crop, size=size, kept=kept), reference)
         mp4 = encode_clip(frames, fps=FRAMES_PER_SECOND, crf=output.crf, preset=output.preset)
         folder = self.out / WORK_FOLDER / RECORDINGS_FOLDER / item.folder
         samples = Soundtrack(folder / "sound.wav").pcm(first - plan.shift, plan.span.end - plan.shift)
@@ -116,7 +126,7 @@ class Maker:
             "json": encode_json(without_nothing(self._metadata(item, crop, size, runs, captions))),
             "mp4": mp4,
             "wav": encode_sound(samples, SAMPLE_RATE),
-            "ref.png": to_png(kept[0].to_ndarray(format="rgb24")),
+            "ref.png": to_png(reference[0].to_ndarray(format="rgb24")),
             "states.npy": encode_array(states_array(runs, count)),
             "txt": " ".join(dict.fromkeys(text for _, _, _, text in captions if text)).encode(),
             "boxes.npy": encode_array(self._boxes(item, crop, folder)),
@@ -187,6 +197,19 @@ def _as_float(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def uri_of(source: Source, inputs: Sequence[str]) -> str:
+    """How a sample names its recording: below the input that holds it, so that moving the input changes nothing."""
+    address = normal(source.address)
+    inside = (address.removeprefix(root) for root in map(normal, inputs) if address.startswith(root + "/"))
+    return next(inside, source.address).lstrip("/")
+
+
+def normal(address: str) -> str:
+    """An address by which ways to write one place are equal."""
+    scheme, remote, path = address.partition("://")
+    return f"{scheme}://{path.strip('/')}" if remote else os.path.realpath(address)
+
+
 def fit_crop(crop: Box, size: tuple[int, int] | None) -> Box:
     """The largest part in the middle of a crop that has the aspect of `size`, with even sides; only even sides where there is no size.
 
@@ -221,10 +244,10 @@ def states_array(runs: Sequence[tuple[int, int, str]], frames: int) -> np.ndarra
     return states_T
 
 
-def _keep_first(frames: Iterator[av.VideoFrame], kept: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def _keep_first(frames: Iterator[av.VideoFrame], head: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     for frame in frames:
-        if not kept:
-            kept.append(frame)
+        if not head:
+            head.append(frame)
         yield frame
 
 

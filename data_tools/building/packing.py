@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from data_tools.building.ledger import WORK_FOLDER
+from data_tools.building.ledger import PREVIOUS_FOLDER, WORK_FOLDER
 from data_tools.building.making import Item, Made
 from data_tools.workplace import remove_unfinished
 from flowact.data.schema import COLUMNS_FOLDER, write_atomically
 from flowact.data.shards import ShardError, ShardReader, ShardWriter, decode, encode_json
 
-PREVIOUS_FOLDER = "previous"
 _BLOCK = 512
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.media.container import FootageError
+from data_tools.media.kept import Kept
 from data_tools.media.looking import constant_rate
 from data_tools.media.pictures import Pictures
 from flowact.data.media import h264_options
@@ -22,7 +23,15 @@ _TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", N
 
 
 def read_clip(
-    path: Path, first: int, count: int, *, fps: int = 25, start_s: float = 0.0, crop: Box | None = None, size: tuple[int, int] | None = None
+    path: Path,
+    first: int,
+    count: int,
+    *,
+    fps: int = 25,
+    start_s: float = 0.0,
+    crop: Box | None = None,
+    size: tuple[int, int] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Any]:
     """Frames first..first+count-1 as `look` numbers them, as PyAV frames in yuv420p that can go straight into the encoder.
 
@@ -36,28 +45,44 @@ def read_clip(
         start_s: seconds after the first picture at which frame 0 is.
         crop: left, top, right, bottom in pixels as displayed; left and top are rounded down to even ones, as colour has half the resolution.
         size: width and height wanted, even; None keeps that of the crop.
+        kept: frames that `look` decoded; the file is not opened where all of them are there.
 
     Raises:
         FootageError: undecodable, or it ends before the last frame.
         ValueError: an empty crop, one outside the picture, or a size that is not even.
     """
+    if kept is not None and kept.whole:
+        yield from _scaled(path, kept, kept.frames(first, count), first, count, crop, size)
+        return
     with Pictures(path) as pictures:
-        crop = crop or (0, 0, pictures.width // 2 * 2 or 1, pictures.height // 2 * 2 or 1)
-        _check_crop(crop, size, pictures)
-        size = size or (max((crop[2] - crop[0]) // 2 * 2, 2), max((crop[3] - crop[1]) // 2 * 2, 2))
-        graph: Any = None
-        kind: tuple[int, int, str] | None = None
-        given = 0
-        for frame, repeats in constant_rate(pictures, fps, start_s + first / fps, count):
-            if kind != (frame.width, frame.height, frame.format.name):
-                kind = (frame.width, frame.height, frame.format.name)
-                graph = _graph(frame, pictures, crop, size)
-            frame.pts = given
-            graph.push(frame)
-            scaled = graph.pull()
-            for _ in range(repeats):
-                yield scaled
-            given += repeats
+        yield from _scaled(path, pictures, constant_rate(pictures, fps, start_s + first / fps, count), first, count, crop, size)
+
+
+def _scaled(
+    path: Path,
+    shape: Pictures | Kept,
+    frames: Iterator[tuple[Any, int]],
+    first: int,
+    count: int,
+    crop: Box | None,
+    size: tuple[int, int] | None,
+) -> Iterator[Any]:
+    crop = crop or (0, 0, shape.width // 2 * 2 or 1, shape.height // 2 * 2 or 1)
+    _check_crop(crop, size, shape)
+    size = size or (max((crop[2] - crop[0]) // 2 * 2, 2), max((crop[3] - crop[1]) // 2 * 2, 2))
+    graph: Any = None
+    kind: tuple[int, int, str] | None = None
+    given = 0
+    for frame, repeats in frames:
+        if kind != (frame.width, frame.height, frame.format.name):
+            kind = (frame.width, frame.height, frame.format.name)
+            graph = _graph(frame, shape, crop, size)
+        frame.pts = given
+        graph.push(frame)
+        scaled = graph.pull()
+        for _ in range(repeats):
+            yield scaled
+        given += repeats
     if given < count:
         found = f"it ends after {given} of the {count} frames from frame {first} on"
         raise FootageError(f"{path}: {found}; it was cut, or the plan is of another file", "truncated")
@@ -102,7 +127,7 @@ def encode_clip(frames: Iterable[Any], fps: int = 25, crf: int = 18, preset: str
     return buffer.getvalue()
 
 
-def _check_crop(crop: Box, size: tuple[int, int] | None, pictures: Pictures) -> None:
+def _check_crop(crop: Box, size: tuple[int, int] | None, pictures: Pictures | Kept) -> None:
     left, top, right, bottom = crop
     if not (0 <= left < right <= pictures.width and 0 <= top < bottom <= pictures.height):
         raise ValueError(f"crop {crop} must be a part of the picture, {pictures.width} x {pictures.height}")
@@ -110,7 +135,7 @@ def _check_crop(crop: Box, size: tuple[int, int] | None, pictures: Pictures) -> 
         raise ValueError(f"size {size} must be even")
 
 
-def _graph(frame: Any, pictures: Pictures, crop: Box, size: tuple[int, int]) -> Any:
+def _graph(frame: Any, pictures: Pictures | Kept, crop: Box, size: tuple[int, int]) -> Any:
     """Filters from a decoded frame to what is wanted."""
     import av.filter
 
@@ -125,7 +150,7 @@ def _graph(frame: Any, pictures: Pictures, crop: Box, size: tuple[int, int]) -> 
 
     graph = av.filter.Graph()
     graph.threads = 1
-    chain = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=pictures.stream.time_base)]
+    chain = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
     if (x, y, width, height) != (0, 0, frame.width, frame.height):
         chain.append(graph.add("crop", f"{width}:{height}:{x}:{y}"))
     chain.append(graph.add("scale", f"{wide}:{tall}:flags=bicubic:out_range=tv"))

@@ -17,8 +17,10 @@ import pytest
 from made_dataset import run_killed
 from recordings import FACE, members, metadata, shards, write_people, write_recipe, write_recording
 
+from data_tools.building import engine
 from data_tools.building.ledger import Ledger
 from data_tools.building.making import without_nothing
+from data_tools.building.packing import Packer
 from data_tools.cli import main
 from data_tools.manifest import read_rows
 from flowact.data import open_split
@@ -95,6 +97,24 @@ def test_people_are_in_one_split_only(built):
 def test_the_number_of_processes_changes_nothing(built, tmp_path):
     assert main(["build", str(built[0]), "--out", str(tmp_path / "out"), "-j", "2"]) == 0
     assert shards(tmp_path / "out") == shards(built[1])
+
+
+def test_clips_made_while_looking_are_those_made_later(built, tmp_path, monkeypatch):
+    later: list[int] = []
+    made = Packer._samples
+
+    def counted(self, clips, cached, split):
+        later.append(sum(clip.made not in cached for clip in clips))
+        return made(self, clips, cached, split)
+
+    monkeypatch.setattr(Packer, "_samples", counted)
+    for room, expected in ((1 << 30, 0), (0, 6)):
+        later.clear()
+        monkeypatch.setattr(engine, "KEEP_BYTES", room)
+        assert build(built[0], tmp_path / str(room)) == 0
+        assert sum(later) == expected
+        assert shards(tmp_path / str(room)) == shards(built[1])
+        assert not (tmp_path / str(room) / "work" / "previous").exists()
 
 
 def test_an_address_gives_what_the_folder_gives(built, people, tmp_path, capsys):
