@@ -5,6 +5,7 @@ Axes: N pictures, H W pixels, R regions.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,14 @@ class Overlays(Step):
     camera. In a recording of one still shot it is unknown, for there nothing tells a logo from a picture on the wall; the frame of a car's window
     before a passing street counts as one, and logos that shine through are missed. `text` is the share of the upper or lower quarter's width that one
     line of lettering takes, by strokes of high contrast that stay for half a second: letters of a twentieth of the height or more, and as well a
-    fence, grass or a striped curtain. Both find candidates; look at the report before choosing a bound. With `ocr` text is read (a tenth of a second
-    for each picture), and `ocr_text` is the share of the picture's area that lettering takes.
+    fence, grass or a striped curtain. Both find candidates; look at the report before choosing a bound. With `ocr` a network looks for
+    lettering (0.4 s of one core for each picture), and `ocr_text` is the share of the picture's area that it takes.
 
     Args:
         max_watermark: of a corner; None rejects nothing. A logo takes 0.04 and more.
         max_text: of the width; None rejects nothing. A subtitle takes 0.2 and more.
         max_ocr_text: of the area; None rejects nothing. Open-Sora drops videos with more than 0.3.
-        ocr: read text by the package rapidocr, in one picture of four seconds.
+        ocr: look for lettering with the package rapidocr, which carries its weights, in one picture of four seconds.
         every: looks at every n-th frame.
     """
 
@@ -123,7 +124,7 @@ class _Watcher(Watcher):
         self.every = every
         self.view = View(180, "gray", every)
         self.reading = View(480, "rgb24", 100) if ocr else None
-        self.reader: Any = need("rapidocr", "Overlays with ocr: true", OCR_CURE).RapidOCR() if ocr else None
+        self.reader = _reader() if ocr else None
         self.views = (self.view,) if self.reading is None else (self.view, self.reading)
         self.before: deque[_Edges] = deque(maxlen=REMEMBERED)
         self.found: dict[str, list[float]] = {"watermark": [], "text": []}
@@ -195,9 +196,17 @@ def _in_cells(there: np.ndarray, lines: int, cells: int) -> np.ndarray:
     return (halves[:-1] + halves[1:]) / 2
 
 
+@functools.cache
+def _reader() -> Any:
+    """One for each process: loading its weights takes a second."""
+    quiet = {"Global.log_level": "warning", "EngineConfig.onnxruntime.intra_op_num_threads": 1}
+    return need("rapidocr", "Overlays with ocr: true", OCR_CURE).RapidOCR(params=quiet)
+
+
 def _read(reader: Any, picture_HWC: np.ndarray) -> float:
     """Share of a picture's area that lettering takes, by rapidocr's boxes (N, 4, 2)."""
-    boxes = getattr(reader(picture_HWC), "boxes", None)
+    # with reading, though the words are not wanted: it throws out what only looks like lettering
+    boxes = getattr(reader(picture_HWC, use_cls=False), "boxes", None)
     if boxes is None or not len(boxes):
         return 0.0
     corners_N42 = np.asarray(boxes, np.float64)

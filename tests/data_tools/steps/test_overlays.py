@@ -95,10 +95,14 @@ def test_reading_takes_what_the_package_finds(tmp_path, two_shots, monkeypatch):
     boxes = [np.array([[[0, 0], [32, 0], [32, 180], [0, 180]]]), None]
 
     class RapidOCR:
-        def __call__(self, picture_HWC):
+        def __init__(self, params):
+            assert params["EngineConfig.onnxruntime.intra_op_num_threads"] == 1  # the build has a process for each core
+
+        def __call__(self, picture_HWC, use_cls):
             assert picture_HWC.shape == (*SIZE, 3)
             return types.SimpleNamespace(boxes=boxes[0])
 
+    monkeypatch.setattr(overlays, "_reader", overlays._reader.__wrapped__)
     monkeypatch.setattr(overlays, "need", lambda *_: types.SimpleNamespace(RapidOCR=RapidOCR))
     step = Overlays(ocr=True, max_ocr_text=0.05)
     scores = step.score(whole(record(tmp_path, [step], two_shots)))
@@ -106,6 +110,14 @@ def test_reading_takes_what_the_package_finds(tmp_path, two_shots, monkeypatch):
     assert "lettering takes 10% of the picture" in broken(step, scores)["ocr_text"]
     boxes.reverse()
     assert step.score(whole(record(tmp_path, [step], two_shots)))["ocr_text"] == 0
+
+
+def test_the_package_finds_a_subtitle(tmp_path, two_shots):
+    pytest.importorskip("rapidocr", reason="needs rapidocr: pip install rapidocr onnxruntime")
+    pytest.importorskip("onnxruntime")
+    step = Overlays(ocr=True)
+    plain, subtitled = (step.score(whole(record(tmp_path, [step], pictures))) for pictures in (two_shots, lettered(two_shots, *SUBTITLE)))
+    assert plain["ocr_text"] < 0.01 < subtitled["ocr_text"] < 0.2
 
 
 def test_reading_without_the_package_is_told_before_any_work():
