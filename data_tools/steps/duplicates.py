@@ -93,7 +93,7 @@ class Duplicates(Step):
             if distance(a["pictures"], b["pictures"]) <= self.max_distance and self._is_copy(found := _likeness(a, b)):
                 sounds = "" if found.sound is None else " and sounds"
                 reason = f"shows{sounds} like {earlier}, which is kept: the pictures differ by {found.bits:g} bits of 64"
-                out[later] = Rejection(self.name, reason, "bits", found.bits, "at most", self.max_distance)
+                out[later] = Rejection(self.name, reason, "bits", found.bits, "at least", self.max_distance + 1)
         return out
 
     def groups(self, scores: Mapping[str, Mapping[str, Plain]]) -> Sequence[Sequence[str]]:
