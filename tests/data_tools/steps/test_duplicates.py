@@ -86,6 +86,13 @@ def test_one_sound_with_another_picture_is_kept_and_shares_a_split(takes, tmp_pa
     assert [set(pair) for pair in STEP.groups(scores)] == [{"take-0-0", "dubbed"}]
 
 
+def test_one_performance_by_two_actors_is_kept_and_shares_a_split(takes, tmp_path):
+    scores = {"take-0-0": takes["take-0-0"], "other": take(tmp_path, 0, person=1)}
+    assert agreement(*(from_print(found["motion"]) for found in scores.values()), 5) > 0.8  # they move alike
+    assert STEP.compare(scores) == {}
+    assert [set(pair) for pair in STEP.groups(scores)] == [{"take-0-0", "other"}]
+
+
 def test_one_picture_with_another_sound_is_kept_and_shares_a_split(takes, tmp_path):
     dubbed = scored(tmp_path, "dubbed", **{**act(0, FRAMES, SIZE), "samples_S": act(3, FRAMES, SIZE)["samples_S"]})
     scores = {"take-0-0": takes["take-0-0"], "dubbed": dubbed}

@@ -37,6 +37,7 @@ def test_a_shifting_picture_scores_its_pixels(tmp_path, speed):
     assert scores["camera"] == pytest.approx(100 * abs(speed) / SIZE[0], rel=0.15)
     assert scores["shake"] < 0.2 * scores["camera"]
     assert scores["frozen"] == 0
+    assert scores["subject"] < 0.3 * scores["motion"]  # the border moves as well
     assert broken(Motion(), scores) == {}
     assert "camera moves" in broken(Motion(max_camera=0.3), scores)["camera"]
 
