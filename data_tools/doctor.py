@@ -27,7 +27,7 @@ LIBRARIES = {
     "pyarrow": ("pyarrow", f"{MANIFEST_FILE}, rejected.parquet, Parquet input"),
     "fsspec": ("fsspec", "input from s3:// and other addresses (with s3fs, gcsfs, ... for each kind)"),
     "pebble": ("pebble", "workers of `build` that may crash or hang"),
-    "scenedetect": ("scenedetect-headless", "scene cuts"),
+    "cv2": ("opencv-python-headless", "scene cuts, blur, motion, face detectors"),
     "imagehash": ("imagehash", "near-duplicates"),
     "pyloudnorm": ("pyloudnorm", "loudness"),
     "silero_vad": ("silero-vad", "speech activity"),

@@ -19,7 +19,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = ("flowact", "data_tools", "recipes")
 #: import name -> distribution, where they differ
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "lightning_utilities": "lightning-utilities", "docstring_parser": "docstring-parser"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "lightning_utilities": "lightning-utilities",
+    "docstring_parser": "docstring-parser",
+}
 #: declared, although no file of ours imports it
 NEEDED_BY_OTHERS = {"setuptools": "DeepSpeed's op builder imports distutils, which it provides"}
 

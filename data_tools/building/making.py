@@ -151,7 +151,7 @@ class Maker:
     ) -> dict[str, Any]:
         source, plan = item.source, item.plan
         start = source.start_s or 0.0
-        sync = next((found for found in reversed(item.record.scores.values()) if found.get("offset_frames") is not None), {})
+        sync: Mapping[str, Any] = next((found for found in reversed(list(item.record.scores.values())) if found.get("offset_frames") is not None), {})
         whole = crop == (0, 0, item.width, item.height)
         return {
             "key": item.record.key,

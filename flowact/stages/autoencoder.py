@@ -65,7 +65,8 @@ class AutoencoderTraining(Stage):
         """Start from principal components, on every rank from the same clips; here, since an engine copies the weights when it is made."""
         if stage != "fit" or not self.principal_clips or self.trainer.ckpt_path or self.ancestors:
             return
-        frames, found = [], 0
+        frames: list[Tensor] = []
+        found = 0
         for batch in self.trainer.datamodule.loader("train"):  # type: ignore[attr-defined]  # rank 0's clips, whatever this rank is
             if frames and batch.frames_BCTHW.shape[3:] != frames[0].shape[3:]:
                 continue  # components are of pictures of one size

@@ -387,7 +387,12 @@ def test_table_readers_infer_one_type(built):
 
 @pytest.mark.parametrize(
     ("value", "left"),
-    [({"a": None, "b": 1}, {"b": 1}), ({"a": {"b": None}}, {}), ({"a": [], "b": [{"c": None}]}, {"b": [{}]}), ({"a": False, "b": 0}, {"a": False, "b": 0})],
+    [
+        ({"a": None, "b": 1}, {"b": 1}),
+        ({"a": {"b": None}}, {}),
+        ({"a": [], "b": [{"c": None}]}, {"b": [{}]}),
+        ({"a": False, "b": 0}, {"a": False, "b": 0}),
+    ],
 )
 def test_entries_that_hold_nothing_are_left_out(value, left):
     assert without_nothing(value) == left

