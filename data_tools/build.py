@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from data_tools.building.engine import Options, Outcome, build, funnel
+from data_tools.building.accounts import funnel
+from data_tools.building.engine import Options, Outcome, build
 from data_tools.building.recipe import BuildRecipe, read_recipe
 from data_tools.workplace import show_table
 from flowact.types import FRAMES_PER_SECOND

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.building.engine import FINISHED, RECIPE_FILE, funnel
+from data_tools.building.accounts import funnel
+from data_tools.building.engine import FINISHED, RECIPE_FILE
 from data_tools.building.ledger import WORK_FOLDER, Ledger
 from data_tools.building.recipe import read_recipe
 from data_tools.workplace import locked, show_table

@@ -12,16 +12,16 @@ from typing import Any
 import psutil
 
 from data_tools.building import examine, making
-from data_tools.building.edits import DELETED, read_edits
+from data_tools.building.accounts import MAKING, funnel_text, write_records
+from data_tools.building.edits import read_edits
 from data_tools.building.examine import READING, Examined, Task, remove_parts, remove_stale, stamp_of
-from data_tools.building.ledger import WORK_FOLDER, ClipRecord, Ledger
+from data_tools.building.ledger import PREVIOUS_FOLDER, WORK_FOLDER, ClipRecord, Ledger
 from data_tools.building.making import Item, Made, Maker, uri_of
 from data_tools.building.packing import Layout, Packer, Wanted, in_order
 from data_tools.building.recipe import BuildRecipe, dump_recipe
 from data_tools.building.splits import SPLITS, assign_people, join
-from data_tools.card import CARD_FILE, is_ours, write_card
 from data_tools.inputs import Skipped, Source, find_sources
-from data_tools.manifest import REJECTED_FILE, import_pyarrow, write_manifest, write_rejected, write_shard_lists, write_stats
+from data_tools.manifest import import_pyarrow
 from data_tools.rewrite import finish_stopped_change
 from data_tools.steps.base import Rejection, json_hash
 from data_tools.workplace import Failed, check_room, locked, progress, work
@@ -30,7 +30,6 @@ from flowact.data.shards import ShardReader
 from flowact.errors import UserError
 
 RECIPE_FILE = "recipe.yaml"
-MAKING = "Making"
 #: of decoded frames that a process holds at most: half a minute of 720p
 KEEP_BYTES = 1 << 30
 #: states of a build, as the ledger notes them
@@ -324,7 +323,8 @@ class _Build:
         missing = [clip for split, found in wanted.items() for clip in packer.missing(split, found)]
         seconds = sum(clip.item.plan.span.frames for clip in missing) / 25
         width, height = self.recipe.output.pixels or (1280, 720)
-        check_room(self.out, seconds * (width * height * 1.5 + 40_000), f"packing {len(missing)} clips")
+        aside = sum(path.stat().st_size for path in (self.out / WORK_FOLDER / PREVIOUS_FOLDER).glob("*/*.tar"))
+        check_room(self.out, seconds * (width * height * 1.5 + 40_000) + aside, f"packing {len(missing)} clips")
         failed: dict[str, Rejection] = {}
 
         def note(clip: Wanted, reason: str) -> None:
@@ -375,57 +375,11 @@ class _Build:
         shutil.rmtree(self.out / WORK_FOLDER / "remote", ignore_errors=True)
 
 
-def write_records(out: Path, clips: Sequence[ClipRecord]) -> None:
-    """Manifest, rejections, numbers, shard lists and card."""
-    rejected = [
-        {
-            "key": clip.key,
-            "source": clip.source,
-            "step": clip.rejection.step,
-            "score": clip.rejection.score,
-            "value": clip.rejection.value,
-            "rule": clip.rejection.relation,
-            "threshold": clip.rejection.bound,
-            "reason": clip.rejection.reason,
-        }
-        for clip in clips
-        if clip.rejection is not None
-    ]
-    write_rejected(out / REJECTED_FILE, rejected)
-    write_manifest(out)
-    write_stats(out)
-    write_shard_lists(out)
-    if is_ours(out / CARD_FILE) or not (out / CARD_FILE).exists():
-        write_card(out)
-
-
 def clip_identity(clip: ClipRecord, sources: Iterable[Source]) -> str:
     """Who a clip shows."""
     if clip.plan is not None and clip.plan.identity:
         return clip.plan.identity
     return next(source.identity for source in sources if source.id == clip.source)
-
-
-def funnel(recipe: BuildRecipe, clips: Sequence[ClipRecord]) -> list[tuple[str, int, int]]:
-    """(step, clips that reached it, clips that it rejected), in order; reading first, making last."""
-    names = [READING, *(step.name for step in recipe.chain), DELETED, MAKING]
-    left, rows = len(clips), []
-    for name in names:
-        out = sum(clip.rejection is not None and clip.rejection.step == name for clip in clips)
-        rows.append((name, left, out))
-        left -= out
-    return rows
-
-
-def funnel_text(recipe: BuildRecipe, clips: Sequence[ClipRecord]) -> str:
-    """The funnel in lines, with the commonest reason of each step and how to let more through."""
-    lines = []
-    for name, reached, out in funnel(recipe, clips):
-        if not out:
-            continue
-        rejections = [clip.rejection for clip in clips if clip.rejection is not None and clip.rejection.step == name]
-        lines.append(f"  {name}: {out} of {reached} out, e.g. {rejections[0].reason}")
-    return "\n".join([*lines, "change the thresholds in the recipe (what was measured is kept), or look at one with: flowact-data explain KEY"])
 
 
 def _failed(source: Source, failure: Failed) -> Examined:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.building.engine import MAKING
+from data_tools.building.accounts import MAKING
 from data_tools.building.examine import READING
 from data_tools.building.ledger import WORK_FOLDER, ClipRecord, SourceRecord
 from data_tools.reporting.wording import is_number, plain_text

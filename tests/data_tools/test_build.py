@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -330,6 +331,28 @@ def test_a_build_with_processes_killed_from_outside_ends_the_same(built, tmp_pat
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "dataset.yaml").exists()
+    assert build(built[0], tmp_path / "out") == 0
+    assert shards(tmp_path / "out") == shards(built[1])
+
+
+@pytest.mark.slow
+def test_a_build_killed_fifty_times_at_random_ends_the_same(built, tmp_path):
+    command = [str(Path(sys.executable).with_name("flowact-data")), "build", str(built[0]), "--out", str(tmp_path / "out"), "-j", "2"]
+    generator = random.Random(0)
+    killed = 0
+    for _ in range(50):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            process.wait(timeout=generator.uniform(1.0, 9.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+        for tar in (tmp_path / "out").glob("*/*.tar"):
+            assert tar.with_suffix(".json").is_file() or not (tmp_path / "out" / "dataset.yaml").is_file()
+        if killed and (tmp_path / "out" / "dataset.yaml").is_file():
+            shutil.rmtree(tmp_path / "out")  # it was finished: begin anew
+    assert killed >= 25
     assert build(built[0], tmp_path / "out") == 0
     assert shards(tmp_path / "out") == shards(built[1])
 

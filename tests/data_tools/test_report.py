@@ -18,7 +18,7 @@ import pytest
 from clip_folder import tone, write_clip, write_folder, write_video
 from made_dataset import contents, run_killed
 
-from data_tools.building.engine import funnel as engine_funnel
+from data_tools.building.accounts import funnel as build_funnel
 from data_tools.building.ledger import ClipRecord, Ledger, SourceRecord
 from data_tools.cli import main
 from data_tools.inputs import Source
@@ -80,7 +80,7 @@ def test_every_clip_is_in_the_funnel_once() -> None:
         assert later.reached == row.reached - row.out
     assert all(row.out == sum(reason.clips for reason in row.reasons) for row in decisions.funnel)
     recipe = SimpleNamespace(chain=[SimpleNamespace(name=name) for name in STEPS])
-    printed = {step: (reached, out) for step, reached, out in engine_funnel(recipe, clips)}
+    printed = {step: (reached, out) for step, reached, out in build_funnel(recipe, clips)}
     assert all(printed[row.step] == (row.reached, row.out) for row in decisions.funnel)
 
 
