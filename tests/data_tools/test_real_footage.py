@@ -30,7 +30,7 @@ def raw(tmp_path_factory) -> Path:
         (target / person).mkdir(parents=True, exist_ok=True)
         shutil.copy(clips[name], target / person / clips[name].name)
     actors = target.parent / "actors"
-    assert main(["synth", "--out", str(actors), "--train-identities", "2", "--val-identities", "1", "--seconds", "5", "-j", "1"]) == 0
+    assert main(["synth", "--out", str(actors), "--train-identities", "2", "--val-identities", "1", "--seconds", "10", "-j", "1"]) == 0
     for path in (actors / "train").iterdir():
         person = target / path.name.partition(".")[0]
         person.mkdir(exist_ok=True)
