@@ -42,7 +42,9 @@ KINDS = {
     "planners": Template("A behaviour planner: speaking while there is speech, else listening", "check_planner"),
     "writers": Template("A video writer: uncompressed Y4M beside a WAV file", "check_writer"),
     "callbacks": Template("A callback: logs how far the loss lies above its average"),
+    "adapters": Template("An adapter: parameters chosen by name are trained, all others stay", "check_adapter"),
     "steps": Template("A step of a dataset build: rejects footage whose light flickers"),
+    "detectors": Template("A face detector: a face that stays in one place"),
 }
 
 
