@@ -91,7 +91,7 @@ def write_plugin(name: str, kind: str, folder: Path, class_name: str) -> list[Pa
     check_class_name(class_name)
     if folder.exists():
         raise UserError(f"{folder} is there already; give another folder with --out, or remove it")
-    files = render(name, kind, module, class_name, folder)
+    files = render(name, kind, module, class_name)
     check_no_clash(class_name, files[f"src/{module}/__init__.py"])
     try:
         for path, text in files.items():
@@ -102,14 +102,14 @@ def write_plugin(name: str, kind: str, folder: Path, class_name: str) -> list[Pa
     return [Path(path) for path in files]
 
 
-def render(name: str, kind: str, module: str, class_name: str, folder: Path) -> dict[str, str]:
+def render(name: str, kind: str, module: str, class_name: str) -> dict[str, str]:
     """The texts of a distribution by path; arguments as for `write_plugin`."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    values = {"name": name, "kind": kind, "module": module, "cls": class_name, "folder": shown(folder), **vars(KINDS[kind])}
+    values = {"name": name, "kind": kind, "module": module, "cls": class_name, **vars(KINDS[kind])}
     sources = {
         "pyproject.toml": "pyproject.toml.j2",
         "README.md": "README.md.j2",
