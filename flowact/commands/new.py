@@ -7,6 +7,7 @@ import ast
 import builtins
 import importlib.util
 import keyword
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def write_plugin(name: str, kind: str, folder: Path, class_name: str) -> list[Pa
     check_kind(kind)
     module = module_of(name)
     check_class_name(class_name)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} is there already; give another folder with --out, or remove it")
     files = render(name, kind, module, class_name)
     check_no_clash(class_name, files[f"src/{module}/__init__.py"])
@@ -147,7 +148,8 @@ def module_of(name: str) -> str:
     module = re.sub(r"[-_.]+", "_", name).lower()
     if not module.isidentifier() or keyword.iskeyword(module):
         raise UserError(f"{name!r} gives the module '{module}', which Python cannot import; begin with a letter, such as flowact-{name.lower()}")
-    if importlib.util.find_spec(module) is not None:
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.origin is not None:  # without one it is a mere folder, such as of an earlier try
         raise UserError(f"there is a module '{module}' already, which {name!r} would hide; choose another name, such as flowact-my-{name.lower()}")
     return module
 

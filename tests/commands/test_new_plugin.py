@@ -186,6 +186,7 @@ def test_name_folder_and_class_are_the_users(tmp_path, capsys):
         (["mine", "--kind", "callbacks", "--class", "Callback"], "something that the component is made of"),
         (["there", "--kind", "memory"], "there is there already"),
         (["mine"], "--kind"),
+        (["m" * 300, "--kind", "memory"], "give another folder with --out"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(words, says, tmp_path, monkeypatch, capsys):
@@ -212,6 +213,7 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path, capsys):
 
 def test_it_answers_without_torch(tmp_path):
     code = f"import sys; from flowact.cli import main; main(['new', 'plugin', 'mine', '--kind', 'steps', '--out', {str(tmp_path / 'x')!r}]);"
+    code += "import time; assert time.process_time() < 2, time.process_time();"  # 0.25 s on an idle machine
     code += "print(sorted({'torch', 'lightning', 'numpy', 'av'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
