@@ -25,6 +25,7 @@ VERBS = {
     "export": ("export", "write a checkpoint as merged weights, or its LoRA for peft or ComfyUI"),
     "lora": ("lora", "extract a LoRA from two checkpoints"),
     "list": ("listing", "components that recipes can name, by kind"),
+    "new": ("new", "write a plugin to start from: a component, its test and its page"),
     "describe": ("describe", "arguments, defaults and a YAML example of a component"),
     "check": ("check", "find every mistake in a recipe without building anything"),
     "plan": ("plan", "what a recipe will cost: parameters, operations, memory, predicted times"),

@@ -92,6 +92,11 @@ def commands(page: Path) -> list[Command]:
     return [command for block in blocks(page) if block.language in SHELLS for command in commands_of(block.text, page)]
 
 
+def new_plugins(page: Path) -> list[Command]:
+    """Commands of a page that write a distribution into the folder of its name."""
+    return [command for command in commands(page) if command.words[:3] == ("flowact", "new", "plugin")]
+
+
 def mentions(page: Path) -> list[Command]:
     """Inline code that begins with a program of ours and names a verb."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pages import LINK, PAGES, PROGRAMS, ROOT, SHELLS, Command, blocks, commands, commands_of, files, mentions, name
+from pages import LINK, PAGES, PROGRAMS, ROOT, SHELLS, Command, blocks, commands, commands_of, files, mentions, name, new_plugins
 
 import data_tools.cli
 from flowact import cli, registry
@@ -26,7 +26,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 OURS = [command for command in COMMANDS if command.program in PROGRAMS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: verbs that are quick and need nothing but the recipes and files that the page shows: these are run
-RUN = ("list", "describe", "check", "diff")
+RUN = ("list", "new", "describe", "check", "diff")
 README = ROOT / "README.md"
 
 
@@ -50,9 +50,15 @@ def plugins(install):
     for path in (ROOT / "plugins").glob("*/pyproject.toml"):
         project = tomllib.loads(path.read_text())["project"]
         if project["name"] not in present:
-            points = {group.removeprefix("flowact."): names for group, names in project.get("entry-points", {}).items()}
-            source = path.parent / "src"
-            install(project["name"], points, {file.relative_to(source).as_posix(): file.read_text() for file in source.rglob("*.py")})
+            install_folder(install, path.parent)
+
+
+def install_folder(install, distribution: Path) -> None:
+    """Install a distribution as its pyproject.toml says, for the test."""
+    project = tomllib.loads((distribution / "pyproject.toml").read_text())["project"]
+    points = {group.removeprefix("flowact."): names for group, names in project.get("entry-points", {}).items()}
+    source = distribution / "src"
+    install(project["name"], points, {file.relative_to(source).as_posix(): file.read_text() for file in source.rglob("*.py")})
 
 
 def parse(command: Command) -> argparse.Namespace:
@@ -96,8 +102,12 @@ def test_the_program_takes_the_command(command, folder, capsys):
 
 
 @pytest.mark.parametrize("command", [c for c in OURS if c.arguments[0] in RUN], ids=str)
-def test_quick_commands_run(command, folder, plugins, capsys):
-    folder(command.page)
+def test_quick_commands_run(command, folder, plugins, install, capsys):
+    here = folder(command.page)
+    for new in new_plugins(command.page):
+        if command.arguments[0] != "new":
+            assert cli.main(new.arguments) == 0, capsys.readouterr().err
+            install_folder(install, here / new.arguments[2])
     assert cli.main(command.arguments) == 0, capsys.readouterr().err
 
 
@@ -123,6 +133,7 @@ def _actions(parser: argparse.ArgumentParser, verb: str) -> list[argparse.Action
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.program not in PROGRAMS], ids=str)
 def test_other_commands_name_what_exists(command):
     words = command.arguments
+    made = [f"./{new.arguments[2]}" for new in new_plugins(command.page)]
     if command.program in ("pip", "pip3"):
         assert words[0] == "install"
         for word in words[1:]:
@@ -130,7 +141,7 @@ def test_other_commands_name_what_exists(command):
             if extras:
                 assert set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"])
             elif "/" in word:
-                assert (ROOT / word / "pyproject.toml").is_file()
+                assert word in made or (ROOT / word / "pyproject.toml").is_file()
     elif command.program == "tox":
         config = configparser.ConfigParser(interpolation=None)
         config.read(ROOT / "tox.ini")
@@ -142,7 +153,7 @@ def test_other_commands_name_what_exists(command):
         assert (ROOT / words[0]).is_file()
     elif command.program == "pytest":
         shown = files(command.page)
-        assert all(word.startswith("-") or word in shown or (ROOT / word).exists() for word in words)
+        assert all(word.startswith("-") or word in shown or word in made or (ROOT / word).exists() for word in words)
     else:
         assert command.words[:3] == ("python3", "-m", "venv") or command.program == "tensorboard", f"nobody checks {command.program}"
 
