@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowact.errors import UserError
@@ -101,6 +101,8 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
+@example("\x85")
+@example(["a\u2028b", {"c": "\u2029 d"}])
 def test_what_is_written_reads_back_equal(value):
     read, _ = read_yaml(to_yaml({"it": value}), "x")
     assert unescape(read) == {"it": value}
