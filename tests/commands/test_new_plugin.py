@@ -24,7 +24,7 @@ RECIPES = {
     "memory": ("quickstart/diffusion_forcing.yaml", "model.init_args.memory={}", "data.init_args.history_frames=3"),
     "schedulers": ("quickstart/diffusion_forcing.yaml", "model.init_args.levels={}"),
     "corruptors": ("quickstart/self_forcing.yaml", "model.init_args.corruptor={}"),
-    "adapters": ("quickstart/diffusion_forcing.yaml", "model.init_args.adapter={}"),
+    "adapters": ("quickstart/diffusion_forcing.yaml", "model.init_args.adapter.class_path={}"),
     "callbacks": ("quickstart/pretraining.yaml", "trainer.callbacks.mine.class_path={}"),
 }
 
