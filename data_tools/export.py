@@ -28,7 +28,7 @@ from data_tools.manifest import open_indexed
 from data_tools.rewrite import Taken, write_shard
 from data_tools.workplace import check_room, claim, locked, progress, remove_unfinished
 from flowact.data.schema import DatasetInfo, read_dataset, sync_folder, write_atomically, write_dataset
-from flowact.data.shards import ShardReader, split_folders
+from flowact.data.shards import ShardReader, padded, split_folders
 from flowact.errors import UserError
 from flowact.strict_yaml import to_yaml
 
@@ -36,7 +36,6 @@ RECORD_FILE = "export.json"
 META_FOLDER = ".nv-meta"
 #: of Megatron-Energon, whose files these are
 ENERGON_VERSION = "7.4.1"
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -236,5 +235,5 @@ def _offsets(path: Path) -> Iterator[int]:
             key = member.name.rpartition("/")[2].partition(".")[0]
             if key != last:
                 yield member.offset
-            last, end = key, member.offset_data + (member.size + _BLOCK - 1) // _BLOCK * _BLOCK
+            last, end = key, member.offset_data + padded(member.size)
     yield end

@@ -27,13 +27,12 @@ from flowact.data.schema import (
     write_atomically,
     write_dataset,
 )
-from flowact.data.shards import ShardReader, ShardWriter, split_folders
+from flowact.data.shards import ShardReader, ShardWriter, sample_bytes, split_folders
 from flowact.errors import UserError
 
 CHANGE_FOLDER = Path("work", "change")
 CHANGES_FILE = Path("work", "changes.json")
 COMMIT_FILE = "commit.json"
-_BLOCK = 512
 _UNBOUNDED = 1 << 62
 
 
@@ -76,10 +75,10 @@ class Rewriting:
     stale: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
-def sample_bytes(shard: ShardReader, taken: Taken) -> int:
+def bytes_of(shard: ShardReader, taken: Taken) -> int:
     """What a sample takes in a tar."""
     sizes = (len(taken.changes[name]) if name in taken.changes else place[1] for name, place in shard.entries[taken.number].members.items())
-    return sum(_BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK for size in sizes)
+    return sample_bytes(sizes)
 
 
 def write_shard(folder: Path, number: int, samples: Sequence[Taken], drop: Sequence[str] = ()) -> Path:
@@ -138,7 +137,7 @@ def rewrite(root: Path, change: Rewriting) -> list[str]:
         import_pyarrow()
     if change.shards:
         readers = _readers(change)
-        size = sum(sample_bytes(readers[taken.path], taken) for samples in change.shards.values() for taken in samples)
+        size = sum(bytes_of(readers[taken.path], taken) for samples in change.shards.values() for taken in samples)
         check_room(root, 1.05 * size, f"writing {len(change.shards)} shards anew")
     info = read_dataset(root)
     folder = root / CHANGE_FOLDER

@@ -16,14 +16,13 @@ from typing import Any
 
 from data_tools.building.splits import join
 from data_tools.edit import Place, find_all
-from data_tools.rewrite import Rewriting, Taken, encode_again, finish_stopped_change, rewrite, sample_bytes
+from data_tools.rewrite import Rewriting, Taken, bytes_of, encode_again, finish_stopped_change, rewrite
 from data_tools.workplace import locked
 from flowact.data.schema import read_dataset
-from flowact.data.shards import encode_json
+from flowact.data.shards import END, encode_json
 from flowact.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val")
-_END = 1024  # two empty blocks end a tar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +130,8 @@ def _layout(
             continue
         changes = {"json": encode_json({**entry, "split": split})} if entry.get("split", old) != split else {}
         taken = Taken(place.shard.path, place.number, place.key, changes)
-        room = sample_bytes(place.shard, taken)
-        full = number[split] < 0 or size[split] + room + _END > max_bytes or len(shards[f"{split}/{number[split]:06d}"]) == max_clips
+        room = bytes_of(place.shard, taken)
+        full = number[split] < 0 or size[split] + room + END > max_bytes or len(shards[f"{split}/{number[split]:06d}"]) == max_clips
         if full:
             number[split], size[split] = number[split] + 1, 0
         shards.setdefault(f"{split}/{number[split]:06d}", []).append(taken)

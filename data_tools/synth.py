@@ -27,7 +27,7 @@ from flowact import registry
 from flowact.characters.base import Character, Identity
 from flowact.characters.behaviour import IDLE, TrackSegment, lay_out, sample_segments, state_runs
 from flowact.characters.speech import SpeechPiece, Split, load_speech, of_split
-from flowact.data.media import encode_sound
+from flowact.data.media import encode_sound, encode_video
 from flowact.data.schema import to_entries
 from flowact.errors import UserError
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
@@ -146,7 +146,7 @@ class ClipMaker:
         ]
         metadata = self._metadata(task, identity, captions, segments)
         members = {
-            "mp4": encode_video(frames),
+            "mp4": encode_video(frames, crf=VIDEO_CRF, pixel_format="yuv444p", preset="ultrafast"),
             "wav": encode_sound(np.round(np.clip(samples, -1, 1) * (2**15 - 1)).astype(np.int16), SAMPLE_RATE),
             "ref.png": _png(neutral_picture(self.character, identity)),
             "states.npy": _npy(states_T),
@@ -326,22 +326,6 @@ def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
     os.replace(part, path)
-
-
-def encode_video(frames: np.ndarray) -> bytes:
-    """h264 in mp4 of uint8 (T, H, W, 3), quick to make and to cut: full colour resolution, a key frame every second, no frame needs a later one."""
-    import av
-
-    buffer = io.BytesIO()
-    options = {"crf": str(VIDEO_CRF), "preset": "ultrafast", "bf": "0", "g": str(FRAMES_PER_SECOND), "threads": "1"}
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv444p"
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def _npy(array: np.ndarray) -> bytes:

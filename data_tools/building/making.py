@@ -12,11 +12,14 @@ from typing import Any
 import av
 import numpy as np
 
+from data_tools.addresses import member_of
 from data_tools.building.ledger import RECORDINGS_FOLDER, WORK_FOLDER, ClipRecord
 from data_tools.building.recipe import BuildRecipe, read_recipe
 from data_tools.footage import Kept, encode_clip, read_clip, to_png
 from data_tools.inputs import Source, fetch
+from data_tools.manifest import UNKNOWN
 from data_tools.steps.base import Box, Plan, Soundtrack, json_hash
+from data_tools.steps.captions import DEFAULT_STATE
 from flowact.data.media import MediaError, encode_sound
 from flowact.data.schema import BOX_SHAPE, to_entries
 from flowact.data.shards import encode_array, encode_json
@@ -24,9 +27,6 @@ from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, STATES
 
 #: raised when the same plan gives other bytes
 VERSION = 1
-UNKNOWN = "unknown"
-#: where nothing is known about a person's behaviour
-DEFAULT_STATE = "idle"
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,8 @@ def _as_float(value: Any) -> Any:
 
 def uri_of(source: Source, inputs: Sequence[str]) -> str:
     """How a sample names its recording: below the input that holds it, so that moving the input changes nothing."""
+    if (place := member_of(source.address)) is not None:
+        return f"{place[0]}::{Path(place[1]).name}"
     address = normal(source.address)
     inside = (address.removeprefix(root) for root in map(normal, inputs) if address.startswith(root + "/"))
     return next(inside, source.address).lstrip("/")

@@ -19,9 +19,7 @@ from data_tools.building.ledger import PREVIOUS_FOLDER, WORK_FOLDER
 from data_tools.building.making import Item, Made
 from data_tools.workplace import remove_unfinished
 from flowact.data.schema import COLUMNS_FOLDER, write_atomically
-from flowact.data.shards import ShardError, ShardReader, ShardWriter, decode, encode_json
-
-_BLOCK = 512
+from flowact.data.shards import ShardError, ShardReader, ShardWriter, decode, encode_json, sample_bytes
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Packer:
         """Whether a shard that was closed has room for one sample more."""
         index = ShardReader(self._path(folder, number)).index
         assert made.members is not None
-        size = sum(_BLOCK + (len(data) + _BLOCK - 1) // _BLOCK * _BLOCK for data in made.members.values())
+        size = sample_bytes(map(len, made.members.values()))
         return index.num_bytes + size <= self.layout.max_bytes and len(index.samples) != max_clips
 
     def _per_shard(self, clips: Sequence[Wanted]) -> dict[int, int | None]:

@@ -6,7 +6,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,18 @@ from flowact.data.schema import INDEX_KIND, SCHEMA_VERSION, check_key
 
 #: bytes of a tar's unit: headers and payloads begin at multiples of it
 BLOCK = 512
+#: bytes of the two empty blocks that end a tar
+END = 2 * BLOCK
+
+
+def padded(size: int) -> int:
+    """Bytes that a payload of some size takes in a tar, its header apart."""
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def sample_bytes(sizes: Iterable[int]) -> int:
+    """Bytes that a sample with members of these sizes takes in a tar, headers and all."""
+    return sum(BLOCK + padded(size) for size in sizes)
 
 
 @dataclass(frozen=True)

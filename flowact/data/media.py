@@ -103,7 +103,7 @@ def h264_options(width: int, height: int, crf: int, preset: str, gop: int) -> di
     return {"crf": str(crf), "preset": preset, "bf": "0", "g": str(gop), "threads": "1", **small}
 
 
-def encode_video(frames: np.ndarray, *, fps: int = 25, crf: int = 18, pixel_format: str = "yuv420p") -> bytes:
+def encode_video(frames: np.ndarray, *, fps: int = 25, crf: int = 18, pixel_format: str = "yuv420p", preset: str = "medium") -> bytes:
     """An mp4 (h264, constant rate, a key frame every second, no frame that needs a later one): a window decodes without the whole clip.
 
     Args:
@@ -111,6 +111,7 @@ def encode_video(frames: np.ndarray, *, fps: int = 25, crf: int = 18, pixel_form
         fps: frames a second.
         crf: quality, 0 is lossless, 18 looks lossless.
         pixel_format: yuv420p plays everywhere; yuv444p keeps the colours of small pictures.
+        preset: of x264: slower is smaller.
     """
     import av
 
@@ -119,7 +120,7 @@ def encode_video(frames: np.ndarray, *, fps: int = 25, crf: int = 18, pixel_form
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         height, width = frames.shape[1:3]
-        stream = container.add_stream("libx264", rate=fps, options=h264_options(width, height, crf, "medium", fps))
+        stream = container.add_stream("libx264", rate=fps, options=h264_options(width, height, crf, preset, fps))
         stream.height, stream.width = height, width
         stream.pix_fmt = pixel_format
         for picture in frames:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowact.data.index import BLOCK, IndexEntry, ShardIndex
+from flowact.data.index import END, IndexEntry, ShardIndex, padded, sample_bytes
 from flowact.data.schema import check_key, sync_folder, write_atomically
 from flowact.errors import UserError
 
@@ -79,8 +79,8 @@ class ShardWriter:
             raise UserError(
                 f"sample {key!r} differs in members {difference} from the samples before it; every sample of a dataset has the same members"
             )
-        size = sum(BLOCK + _padded(len(data)) for data in members.values())
-        if self._file is not None and (self._offset + size + 2 * BLOCK > self.max_bytes or len(self._samples) == self.max_samples):
+        size = sample_bytes(map(len, members.values()))
+        if self._file is not None and (self._offset + size + END > self.max_bytes or len(self._samples) == self.max_samples):
             self.close()
         if self._file is None:
             self._open()
@@ -94,14 +94,14 @@ class ShardWriter:
             self._put(info.tobuf(format=tarfile.USTAR_FORMAT))
             places[suffix] = (self._offset, len(data), zlib.crc32(data))
             self._put(data)
-            self._put(bytes(_padded(len(data)) - len(data)))
+            self._put(bytes(padded(len(data)) - len(data)))
         self._samples.append(IndexEntry(key, int(frames), places))
 
     def close(self) -> None:
         """Finish the shard that is open: end of archive, to disk, to its final name, then its index."""
         if self._file is None:
             return
-        self._put(bytes(2 * BLOCK))
+        self._put(bytes(END))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -134,7 +134,3 @@ class ShardWriter:
         self._file.write(data)
         self._sha256.update(data)
         self._offset += len(data)
-
-
-def _padded(size: int) -> int:
-    return (size + BLOCK - 1) // BLOCK * BLOCK

@@ -17,6 +17,7 @@ from PIL import Image
 from data_tools import synth
 from flowact import registry
 from flowact.characters.speech import load_speech
+from flowact.data.media import encode_video
 from flowact.data.schema import check_metadata, from_entries
 from flowact.errors import UserError
 from flowact.types import SAMPLES_PER_FRAME, STATES
@@ -118,7 +119,7 @@ def test_continues_where_it_stopped(clips, tmp_path, monkeypatch):
 
 
 def test_a_clip_that_fails_leaves_no_metadata(tmp_path, monkeypatch):
-    def fail(frames):
+    def fail(frames, **_):
         raise OSError("disk on fire")
 
     monkeypatch.setattr(synth, "encode_video", fail)
@@ -170,6 +171,6 @@ def test_lengths_become_whole_latents():
 def test_video_keeps_the_colours_of_small_parts():
     frames = np.zeros((5, 32, 32, 3), np.uint8)
     frames[:, 10:12, 10:12] = (230, 60, 180)
-    with av.open(io.BytesIO(synth.encode_video(frames))) as container:
+    with av.open(io.BytesIO(encode_video(frames, crf=synth.VIDEO_CRF, pixel_format="yuv444p", preset="ultrafast"))) as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert np.abs(decoded[10:12, 10:12].astype(int) - (230, 60, 180)).max() < 40

@@ -13,10 +13,10 @@ import numpy as np
 from data_tools.footage import look, survey
 from data_tools.inputs import Source
 from data_tools.steps.base import Clip, Plan, Recording, Soundtrack, Span, Step
-from data_tools.synth import encode_video
 from flowact.characters.behaviour import SPEAKING
 from flowact.characters.puppet import Puppet
 from flowact.characters.speech import load_speech, of_split
+from flowact.data.media import encode_video
 from flowact.types import SAMPLES_PER_FRAME
 
 
@@ -81,7 +81,7 @@ def record(
     if video is None:
         assert pictures_THWC is not None
         video = folder / "recording.mp4"
-        video.write_bytes(encode_video(pictures_THWC))
+        video.write_bytes(encode_video(pictures_THWC, crf=10, pixel_format="yuv444p", preset="ultrafast"))
     sidecars = {}
     if boxes_TX4 is not None:
         np.save(folder / "recording.boxes.npy", np.asarray(boxes_TX4, np.float32))
