@@ -184,7 +184,7 @@ def _statements(root: Path) -> Iterator[Finding]:
     yield Finding("clips", "ok", f"{len(clips)}, {excluded} of them excluded")
     for name in ("license", "consent"):
         unknown = sum(clip.source(name) == UNKNOWN for clip in clips)
-        fix = f"pack or build again with --{name}, before the dataset is passed on"
+        fix = f"pack again with --{name}, or build again with {name} in the recipe's Rights step, before the dataset is passed on"
         yield Finding(f"{name} stated", "note" if unknown else "ok", f"{len(clips) - unknown} of {len(clips)} clips", fix if unknown else "")
 
 
@@ -194,5 +194,5 @@ def _library(module: str, distribution: str, purpose: str, fix: str) -> Finding:
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        version = "installed"  # under another distribution's name, as scenedetect has several
+        version = "installed"  # under another distribution's name, as OpenCV has several
     return Finding(distribution, "ok", f"{version}; {purpose}")
