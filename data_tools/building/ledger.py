@@ -107,51 +107,45 @@ class Ledger:
     Args:
         folder: of the dataset.
         code: version of FlowAct, noted with everything that is found.
+        read_only: write nothing; the folder may be one that can not be written to.
 
     Raises:
-        UserError: a damaged file, or one of another version.
+        UserError: a damaged file, one of another version, or none where it is to be read only.
     """
 
-    def __init__(self, folder: Path, code: str = "") -> None:
+    def __init__(self, folder: Path, code: str = "", read_only: bool = False) -> None:
         self.path = folder / WORK_FOLDER / LEDGER_FILE
         self.code = code
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if read_only and not self.path.is_file():
+            raise UserError(f"{folder} has no {WORK_FOLDER}/{LEDGER_FILE}: it was not made by `flowact-data build`, so nothing is known about how")
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(_TABLES)
+            self._db = self._connect_to_read() if read_only else self._connect_to_write()
+            version = int(self.fact("schema") or SCHEMA_VERSION)
+            if not read_only:
+                self.note("schema", str(version))
         except sqlite3.OperationalError:
             raise  # the disk, not the file; the command line says what to do
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path} is damaged ({error}); delete it: the build measures again and keeps the shards that are right") from error
-        self._check_version()
-        self.note("schema", str(SCHEMA_VERSION))
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{self.path} has version {version}, this one reads {SCHEMA_VERSION}; delete it: the build measures again")
 
     @classmethod
     def open(cls, folder: Path) -> Ledger:
-        """The ledger of a dataset that was built, to be read only.
+        """The ledger of a dataset that was built, to be read only."""
+        return cls(folder, read_only=True)
 
-        Raises:
-            UserError: there is none.
-        """
-        if not (folder / WORK_FOLDER / LEDGER_FILE).is_file():
-            raise UserError(f"{folder} has no {WORK_FOLDER}/{LEDGER_FILE}: it was not made by `flowact-data build`, so nothing is known about how")
-        ledger = cls.__new__(cls)
-        ledger.path, ledger.code = folder / WORK_FOLDER / LEDGER_FILE, ""
-        address = f"file:{quote(str(ledger.path.resolve()))}"
-        try:
-            # a folder that can not be written to holds a file that nobody writes: it may be read without a lock
-            mode = "mode=ro" if os.access(ledger.path.parent, os.W_OK) else "immutable=1"
-            ledger._db = sqlite3.connect(f"{address}?{mode}", uri=True, isolation_level=None)
-            ledger._check_version()
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{ledger.path} can not be read ({error}); delete it and build again: the shards that are right are kept") from error
-        return ledger
+    def _connect_to_write(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.executescript(_TABLES)
+        return db
 
-    def _check_version(self) -> None:
-        version = int(self.fact("schema") or SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{self.path} has version {version}, this one reads {SCHEMA_VERSION}; delete it: the build measures again")
+    def _connect_to_read(self) -> sqlite3.Connection:
+        # a folder that can not be written to holds a file that nobody writes: it may be read without a lock
+        mode = "mode=ro" if os.access(self.path.parent, os.W_OK) else "immutable=1"
+        return sqlite3.connect(f"file:{quote(str(self.path.resolve()))}?{mode}", uri=True, isolation_level=None)
 
     def close(self) -> None:
         """Close the file."""
