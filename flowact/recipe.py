@@ -297,6 +297,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     _check_vars_used(config, origins, file)
     config.setdefault("seed", 0)
     resolved = _resolve(deepcopy(config), origins)
+    callbacks = (resolved.get("trainer") or {}).get("callbacks")
+    if callbacks:  # those left out are no part of what is stored
+        resolved["trainer"]["callbacks"] = {name: spec for name, spec in callbacks.items() if spec is not None}
     recipe = Recipe({}, file, tuple(sources), origins, tuple(trust))
     expanded = _located(recipe, registry.expand, resolved)
     for place, spec in _located(recipe, lambda: list(registry.specs(expanded))):

@@ -345,6 +345,12 @@ def test_a_stored_recipe_loads_back_equal(toy, write):
     assert registry.spec_hash(stored.config["model"]) == registry.spec_hash(loaded.config["model"])
 
 
+def test_a_stored_recipe_without_a_callback_that_was_left_out_loads_back(toy, write):
+    loaded = load_recipe(TOY, ["trainer.callbacks.early=null"])
+    assert list(loaded.config["trainer"]["callbacks"]) == ["progress"]
+    assert load_recipe(write("recipe.yaml", to_yaml(loaded.config))).config == loaded.config
+
+
 def test_differences_are_leaves_and_skip_what_says_nothing():
     before = {"about": {"a": 1}, "model": {"x": 1, "y": [1, 2], "z": {}}, "seed": 0}
     after = {"about": {"a": 2}, "model": {"x": 2, "y": [1, 3, 4], "z": {}}, "seed": 0}

@@ -8,7 +8,6 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +21,7 @@ from flowact.callbacks.ema import moving_average
 from flowact.callbacks.randomness import seed_generators
 from flowact.checkpoints import SCHEMA, check_replaceable, check_writable, remove_unfinished, write_checkpoint
 from flowact.errors import UserError
+from flowact.provenance import gather
 
 if TYPE_CHECKING:
     from flowact.stages.base import Stage
@@ -66,6 +66,7 @@ class CheckpointFolder(Checkpoint):
         self._position: dict[str, Any] | None = None  # of the fit loop after the last finished batch
         self._in_optimizer_step = False
         self._saved_step: int | None = None
+        self._provenance: dict[str, Any] = {}  # of the first process: the code is what it was when the run started
 
     @property
     def folder(self) -> Path:
@@ -79,6 +80,7 @@ class CheckpointFolder(Checkpoint):
             check_replaceable(self.folder, str(lineage["stage"]))
             self._check_base(lineage.get("base"))
             remove_unfinished(self.folder)
+            self._provenance = gather(cast("Stage", pl_module).recipe)
 
         _agree(trainer, prepare)
         if self._seed is None:
@@ -185,7 +187,7 @@ class CheckpointFolder(Checkpoint):
         weights = stage.checkpoint_weights()
         ema = average.averages() if average is not None else {}
         lineage = {**stage.lineage(), "step": trainer.global_step}
-        lineage = {"schema": SCHEMA, **lineage, "versions": _versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        lineage = {"schema": SCHEMA, **lineage, **self._provenance, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         _agree(trainer, lambda: check_writable(self.folder, str(lineage["stage"]), weights, ema))
 
         def write() -> None:
@@ -228,6 +230,3 @@ def _gather(trainer: Trainer, value: Any) -> list[Any]:
     torch.distributed.all_gather_object(gathered, value)
     return gathered
 
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("flowact", "torch", "lightning", "deepspeed")}

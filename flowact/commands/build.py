@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from flowact.callbacks.run_record import RunRecord
 from flowact.checkpoints import latest_checkpoint
 from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
@@ -91,6 +92,7 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     except (ValueError, argparse.ArgumentError) as error:
         raise UserError(f"{recipe.path}: {one_line(str(error))}") from error
     cli.model.recipe = recipe.config
+    cli.trainer.callbacks.insert(0, RunRecord())  # type: ignore[attr-defined]
     if isinstance(cli.trainer.accelerator, CPUAccelerator) and str(cli.trainer.precision).startswith("bf16") and not computes_bfloat16():
         print("flowact: warning: this CPU does not compute bfloat16; trainer.precision=32-true is some ten times as fast", file=sys.stderr)
     return Run(recipe, cli.trainer, cli.model, cli.datamodule)

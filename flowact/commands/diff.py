@@ -12,8 +12,8 @@ from typing import Any
 
 from flowact.recipe import differences, load_recipe
 
-#: of a checkpoint's lineage, what no two of them have in common
-_OWN = ("created",)
+#: of a checkpoint's lineage, what no two of them have in common; what a command says that matters is in the recipe
+_OWN = ("created", "command")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,16 @@ def test_two_checkpoints_of_the_same_weights_differ_in_what_their_lineages_say(c
     assert lines(capsys, checkpoint("c"), checkpoint("d")) == ["no difference"]
 
 
+def test_versions_and_git_state_are_compared_and_commands_are_not(checkpoint, capsys):
+    a = checkpoint("a", versions={"torch": "2.11.0"}, git={"flowact": {"commit": "1" * 40, "dirty": False}}, command=["flowact", "fit", "a"])
+    b = checkpoint("b", versions={"torch": "2.12.0"}, git={"flowact": {"commit": "2" * 40, "dirty": True}}, command=["flowact", "fit", "b"])
+    assert lines(capsys, a, b) == [
+        "lineage.versions.torch: 2.11.0 -> 2.12.0",
+        f"lineage.git.flowact.commit: {'1' * 40} -> {'2' * 40}",
+        "lineage.git.flowact.dirty: false -> true",
+    ]
+
+
 def test_weights_are_compared_by_hash_and_shape(checkpoint, capsys):
     a, b, c = checkpoint("a"), checkpoint("b", value=2.0), checkpoint("c", width=4)
     (only,) = lines(capsys, a, b)
