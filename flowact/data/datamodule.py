@@ -147,8 +147,8 @@ class ShardDataModule(WindowDataModule[EncodedClips]):
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """`conditions` without paths: what a checkpoint stores and compares."""
-        return {name: value for name, value in self.conditions.items() if name != "autoencoder_path"}
+        """`conditions` without paths, and `training_data`: what a checkpoint stores and compares."""
+        return {name: value for name, value in self.conditions.items() if name != "autoencoder_path"} | self._rights
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits and check that every clip is long enough and has all columns, and that the features of all sets are of one kind."""
@@ -246,8 +246,8 @@ class FrameDataModule(WindowDataModule[PixelClips]):
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What a checkpoint stores and compares."""
-        return self.conditions
+        """`conditions`, and `training_data`: what a checkpoint stores and compares."""
+        return self.conditions | self._rights
 
     def _open(self, name: str, source: Source, split: Split) -> PixelClips:
         return PixelClips(split, self.num_frames, self.cache)

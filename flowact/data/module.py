@@ -15,6 +15,7 @@ from flowact.data.filters import Condition, filter_split
 from flowact.data.foreign import check_names
 from flowact.data.mixing import MixedClips, OpenClips, Source, Sources, sources_of, told
 from flowact.data.pipeline import ShardLoader, WindowSource
+from flowact.data.rights import TrainingData, count_rights, silent
 from flowact.data.shards import Split, open_split
 from flowact.errors import UserError
 
@@ -48,6 +49,7 @@ class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
         self.keys = check_names(keys or {})
         self._clips: dict[str, MixedClips[OpenClips]] = {}
         self._training: ShardLoader | None = None
+        self._trained_on: list[TrainingData] | None = None
 
     @abstractmethod
     def _open(self, name: str, source: Source, split: Split) -> OpenClips:
@@ -69,6 +71,20 @@ class WindowDataModule(pl.LightningDataModule, ABC, Generic[OpenClips]):
         if removed:
             rank_zero_info(f"data: {split.folder}: {len(split)} of {len(whole)} clips fulfil all conditions; {'; '.join(map(str, removed))}")
         return first_clips(split, self.limit_clips)
+
+    @property
+    def training_data(self) -> list[TrainingData]:
+        """Licence and consent of the clips of each training set, from their metadata; empty until the sets are opened."""
+        if self._trained_on is None and "train" in self._clips:
+            self._trained_on = [count_rights(part.split) for part in self._clips["train"].parts]
+            if unstated := silent(self._trained_on):
+                rank_zero_info(unstated)
+        return self._trained_on or []
+
+    @property
+    def _rights(self) -> dict[str, Any]:
+        """`training_data` as a lineage has it; nothing until the sets are opened."""
+        return {"training_data": [entry.as_dict() for entry in self.training_data]} if "train" in self._clips else {}
 
     def train_dataloader(self) -> ShardLoader:
         """Shuffled windows of the training sets, `windows_per_clip` a clip and epoch."""

@@ -48,6 +48,7 @@ class AutoencoderTraining(Stage):
         self.latent_noise = latent_noise
         self.principal_clips = principal_clips
         self.variance_kept: float | None = None
+        self._rights: dict[str, Any] = {}
 
     def trained_module(self) -> CausalVideoAutoencoder:
         """See `Stage.trained_module`."""
@@ -59,10 +60,13 @@ class AutoencoderTraining(Stage):
 
     def lineage(self) -> dict[str, Any]:
         """See `Stage.lineage`."""
-        return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.autoencoder.spec}
+        return {"stage": self.name, "ancestors": self.ancestors, "autoencoder": self.autoencoder.spec, **self._rights}
 
     def setup(self, stage: str) -> None:
         """Start from principal components, on every rank from the same clips; here, since an engine copies the weights when it is made."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            self._rights = {name: value for name, value in data.lineage.items() if name == "training_data"}
         if stage != "fit" or not self.principal_clips or self.trainer.ckpt_path or self.ancestors:
             return
         frames: list[Tensor] = []

@@ -141,6 +141,7 @@ class Stage(pl.LightningModule):
         self._parent_lineage, self._parent = checkpoint.lineage, checkpoint.identity
         report = load_into(self.trained_module(), checkpoint.weights(ema=True), allow_missing=self.parent_may_lack)
         own = {"stage": checkpoint.lineage.get("stage"), "step": checkpoint.lineage.get("step"), "weights_sha256": checkpoint.weights_sha256}
+        own |= {name: checkpoint.lineage[name] for name in ("training_data", "teachers") if name in checkpoint.lineage}
         taken = {"moving_average": checkpoint.has_ema, "matched": len(report.matched), "left_as_made": list(report.missing)}
         self.ancestors = [*checkpoint.lineage.get("ancestors", []), own | taken]
         rank_zero_info(f"init_from={path}: {_told(self.ancestors)}")

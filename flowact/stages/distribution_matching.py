@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowact.conditioning.dropout import ConditionDropout
+from flowact.data.rights import trained_on
 from flowact.errors import UserError
 from flowact.memory.base import MemoryBank
 from flowact.memory.none import NoMemory
@@ -135,8 +136,9 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         return self._roles["student"].num_updates
 
     def lineage(self) -> dict[str, Any]:
-        """See `Stage.lineage`; the solver is that of this checkpoint's streams."""
-        return super().lineage() | {"solver": self.solver}
+        """See `Stage.lineage`; the solver is that of this checkpoint's streams, `teachers` say what the scores were trained on."""
+        teachers = {"teachers": trained_on(self._scores_lineage)} if self.scores is not None and self._scores_lineage is not None else {}
+        return super().lineage() | {"solver": self.solver} | teachers
 
     @property
     def window_frames(self) -> int:
