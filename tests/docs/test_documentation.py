@@ -226,7 +226,8 @@ def test_the_readme_opens_with_what_it_is_a_picture_and_two_commands():
 
 
 def test_every_stage_has_a_page_that_names_it():
-    pages = {page.stem: page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "stages"}
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "stages" and page.stem != "index"}
+    assert set(re.findall(r"\]\((\w+)\.md\)", (ROOT / "docs" / "stages" / "index.md").read_text(encoding="utf-8"))) == set(pages)
     for component in registry.components("stages"):
         if component.distribution == "flowact":
             assert sum(f"`{component.name}`" in text.partition("**Input.**")[0] for text in pages.values()) == 1, component.name
