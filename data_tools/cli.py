@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
-import os
-import sqlite3
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from flowact.errors import UserError, did_you_mean
+from flowact.program import DONE, Program, json_alone, wants_debug
 
 #: verb -> one line of help; its module has the same name and defines add_arguments(parser) and run(args)
 VERBS = {
@@ -37,10 +34,7 @@ VERBS = {
     "doctor": "what is installed for which step, and whether a dataset suits a run",
     "take": "a clip as files: sound, picture and prompts for `flowact generate`",
 }
-INTERRUPTED = 130
-#: what a disk says that takes no more
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-GO_ON = "what is finished is kept: make room and run the same command again"
+PROGRAM = Program("flowact-data", go_on="what is finished is kept; run the same command again to go on")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,52 +84,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: without the program's name; None takes the process's.
 
     Returns:
-        exit code: 0 done, 1 problems found by `lint`, 2 wrong input, 130 interrupted.
+        exit code: 0 done, 1 problems found, 2 wrong input, 70 a fault of FlowAct, 130 interrupted, 143 terminated.
     """
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"flowact-data: warning: {message}", file=sys.stderr)
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return PROGRAM.run(lambda: _main(argv), debug=wants_debug(argv))
 
 
-def _main(argv: list[str]) -> int:
-    debug = "--debug" in argv
-    try:
-        args = parse(argv)
-        if args.verb is None:
-            build_parser().print_help()
-            return 2
-        if args.trust or args.plugin:
-            from flowact import registry
+def _main(argv: list[str]) -> int | None:
+    args = parse(argv)
+    if args.verb is None:
+        build_parser().print_help()
+        return DONE
+    if args.trust or args.plugin:
+        from flowact import registry
 
-            registry.trust(*args.trust)
-            for file in args.plugin:
-                registry.load_plugin_file(file)
-        code = args.run(args)
-        sys.stdout.flush()
-        return int(code or 0)
-    except UserError as error:
-        if debug:
-            raise
-        print(f"flowact-data: error: {error}", file=sys.stderr)
-        return 2
-    except sqlite3.OperationalError as error:
-        if debug:
-            raise
-        print(f"flowact-data: error: the ledger could not be written ({error}); {GO_ON}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno in _FULL and not debug:
-            print(f"flowact-data: error: {error.strerror}; {GO_ON}", file=sys.stderr)
-            return 2
-        if debug or isinstance(error, BrokenPipeError) or error.filename is None:
-            if isinstance(error, BrokenPipeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`)
-                return 0
-            raise
-        print(f"flowact-data: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("flowact-data: interrupted; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+        registry.trust(*args.trust)
+        for file in args.plugin:
+            registry.load_plugin_file(file)
+    with json_alone(getattr(args, "json", False)):
+        return args.run(args)

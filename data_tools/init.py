@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build.yaml"), metavar="FILE", help="recipe to write (default: %(default)s)")
     parser.add_argument("--name", help="of the dataset (default: the input's)")
     parser.add_argument("--size", type=int, help="pixels of a clip's side (default: what most recordings can fill)")
+    parser.add_argument("--person", default="", help="whom all recordings show; otherwise each folder in the input is a person")
     parser.add_argument("--license", default="", help="of recordings that state none themselves")
     parser.add_argument("--consent", default="", help="of the people in recordings that state none themselves")
     parser.add_argument("--force", action="store_true", help="replace a recipe that is there")
@@ -93,8 +94,10 @@ def run(args: argparse.Namespace) -> int:
     address = args.input if "://" in args.input else str(Path(args.input).resolve())
     name = args.name or Path(args.input.rstrip("/")).stem or "recordings"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rights = {"license": args.license, "consent": args.consent}
-    write_atomically(args.out, recipe_text(name, address, seen, args.size or size_for(seen.heights), rights).encode())
+    given = {"Rights": {"license": args.license, "consent": args.consent}}
+    if args.person:
+        seen.people, given["Identity"] = 1, {"name": args.person}
+    write_atomically(args.out, recipe_text(name, address, seen, args.size or size_for(seen.heights), given).encode())
     print("\n".join(summary(seen)))
     print(f"{args.out}: read it, then: flowact-data build {args.out} --out DATASET --limit 3")
     return 0
@@ -151,8 +154,8 @@ def summary(seen: Seen) -> Iterator[str]:
         yield f"  can not be opened: {entry}"
 
 
-def recipe_text(name: str, address: str, seen: Seen, size: int, rights: Mapping[str, str]) -> str:
-    """The recipe as YAML with comments; `rights` are the licence and consent of what states none."""
+def recipe_text(name: str, address: str, seen: Seen, size: int, given: Mapping[str, Mapping[str, str]]) -> str:
+    """The recipe as YAML with comments; `given` are arguments of steps that the user stated."""
     lines = [f"# {line}" for line in summary(seen)]
     lines += ["", f"name: {json.dumps(name)}", f"input: {json.dumps(address)}", ""]
     if "other.wav" not in seen.sidecars and seen.stereo:
@@ -161,7 +164,7 @@ def recipe_text(name: str, address: str, seen: Seen, size: int, rights: Mapping[
     lines += _comment("What is measured is kept: after a changed threshold only what follows from it is redone. null switches a rule off.")
     lines.append("steps:")
     for step in chosen(seen):
-        lines += ["", *_step(step, rights if step == "Rights" else settings(step, seen))]
+        lines += ["", *_step(step, given.get(step) or settings(step, seen))]
     lines += ["", "output:", *_output(size, seen)]
     return "\n".join(lines) + "\n"
 
@@ -227,8 +230,9 @@ def _output(size: int, seen: Seen) -> Iterator[str]:
     from data_tools.building.recipe import Output
 
     arguments = {argument.name: argument for argument in arguments_of(Output)}
-    values = {"size": size, "val_fraction": 0.05 if seen.people >= 20 else 0.2 if seen.people > 1 else 0.0}
-    for name in ("size", "crf", "shard_mb", "val_fraction", "val_identities"):
+    values: dict[str, Any] = {"size": size, "val_fraction": 0.05 if seen.people >= 20 else 0.2 if seen.people > 1 else 0.1 if seen.recordings > 1 else 0.0}
+    values["split_by"] = "recording" if seen.people == 1 else "person"  # of one person nobody can be held out, but recordings can
+    for name in ("size", "crf", "shard_mb", "split_by", "val_fraction", "val_identities"):
         yield from _comment(arguments[name].doc, "  ")
         yield f"  {name}: {json.dumps(values.get(name, arguments[name].default))}"
 

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         (path, not args.no_columns) for folder in folders for path in sorted(folder.glob("*.tar")) if f"{folder.name}/{path.stem}" not in excluded
     ]
     reports = list(progress(work(_check_shard, items, args.jobs, _start, ()), len(items), "lint", "shards"))
-    found = [problem for report in reports for problem in report.problems] + list(_across(items, reports))
+    found = [problem for report in reports for problem in report.problems] + list(_across(items, reports, info is None or info.split_by == "person"))
     problems = list(dict.fromkeys([*problems, *found]))
     clips, frames = sum(report.clips for report in reports), sum(report.frames for report in reports)
     exclude = sorted({problem.where for problem in problems if problem.excludable})
@@ -309,8 +309,8 @@ def _check_features(split: Split, column: Split, info: ColumnInfo, clip: ClipRef
             report.problems.append(Problem(where, f"{name}: holds NaN or infinite values"))
 
 
-def _across(items: list[tuple[Path, bool]], reports: list[ShardReport]) -> Iterator[Problem]:
-    """What no shard shows alone: people, recordings or keys in two places, and shards with other members."""
+def _across(items: list[tuple[Path, bool]], reports: list[ShardReport], by_person: bool) -> Iterator[Problem]:
+    """What no shard shows alone: people (unless recordings are held out), recordings or keys in two places, and shards with other members."""
     people: dict[str, set[str]] = {}
     recordings: dict[str, set[str]] = {}
     keys: Counter[str] = Counter()
@@ -326,7 +326,7 @@ def _across(items: list[tuple[Path, bool]], reports: list[ShardReport]) -> Itera
             people.setdefault(identity, set()).add(path.parent.name)
             keys[key] += 1
     for identity, names in sorted(people.items()):
-        if len(names) > 1:
+        if len(names) > 1 and by_person:
             yield Problem(
                 "splits", f"{identity!r} is in {' and '.join(sorted(names))}: validation would measure what was trained on", excludable=False
             )

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from flowact.data.schema import (
     MEMBERS,
     OPTIONAL_MEMBERS,
     DatasetInfo,
+    SplitBy,
     check_key,
     check_metadata,
     parse_captions,
@@ -242,6 +243,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-shards", type=int, default=1, help="of each split, as far as there are clips (default: %(default)s)")
     parser.add_argument("--val-identities", metavar="A,B", help="people of the val split; otherwise each clip's own 'split', otherwise by hash")
     parser.add_argument("--val-fraction", type=float, default=0.05, help="share of people in val when chosen by hash (default: %(default)s)")
+    held_out = "what is never in two splits; 'recording' for a set of one person (default: %(default)s)"
+    parser.add_argument("--split-by", choices=get_args(SplitBy), default="person", help=held_out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     videos = parser.add_argument_group("plain videos")
     videos.add_argument("--clip-seconds", type=float, default=20.0, help="longer videos are cut (default: %(default)s)")
@@ -262,7 +265,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check_numbers(args)
     units = find_units(args.clips, _cutting(args))
-    split_of = assign_splits(units, args.val_identities.split(",") if args.val_identities else None, args.val_fraction)
+    split_of = assign_splits(units, args.val_identities.split(",") if args.val_identities else None, args.val_fraction, args.split_by)
     record = {
         "kind": "flowact-pack",
         "schema": 1,
@@ -279,9 +282,8 @@ def run(args: argparse.Namespace) -> int:
         check_room(args.out, 1.05 * sum(unit.num_bytes for unit in units) - _packed_bytes(args.out), f"packing {len(units)} clips")
         splits, rejected = {}, []
         for split in ("train", "val"):
-            chosen = sorted(
-                (unit for unit in units if split_of[unit.identity] == split), key=lambda unit: hashlib.sha256(unit.name.encode()).digest()
-            )
+            chosen = [unit for unit in units if split_of[held_out_by(unit, args.split_by)] == split]
+            chosen.sort(key=lambda unit: hashlib.sha256(unit.name.encode()).digest())
             if chosen:
                 rejected += pack_split(args.out, split, chosen, args)
                 splits[split] = _summary(args.out / split)
@@ -290,7 +292,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"every clip to train on was left out; the first: {rejected[0].reason}")
         old = read_dataset(args.out) if (args.out / DATASET_FILE).is_file() else DatasetInfo("")
         name = args.name or args.clips.resolve().name
-        write_dataset(args.out, DatasetInfo(name, character=_character(units), splits=splits, columns=old.columns, exclude=old.exclude))
+        info = DatasetInfo(name, character=_character(units), splits=splits, columns=old.columns, exclude=old.exclude, split_by=args.split_by)
+        write_dataset(args.out, info)
     _report(args, splits, rejected)
     return 0
 
@@ -325,16 +328,21 @@ def find_units(folder: Path, cutting: Cutting) -> list[Unit]:
     return units
 
 
-def assign_splits(units: Sequence[Unit], val_identities: Sequence[str] | None, val_fraction: float) -> dict[str, str]:
-    """identity -> 'train' or 'val'. A person is in one split only, and stays there when clips are added.
+def held_out_by(unit: Unit, split_by: SplitBy) -> str:
+    """What of a clip or video is in one split only: its person, or itself."""
+    return unit.identity if split_by == "person" else unit.name
+
+
+def assign_splits(units: Sequence[Unit], val_identities: Sequence[str] | None, val_fraction: float, split_by: SplitBy = "person") -> dict[str, str]:
+    """Person (or name of a recording) -> 'train' or 'val'. Each is in one split only, and stays there when clips are added.
 
     Raises:
         UserError: an unknown name, a person whose clips say both splits, or nobody left to train on.
     """
-    identities = sorted({unit.identity for unit in units})
+    identities = sorted({held_out_by(unit, split_by) for unit in units})
     own: dict[str, set[Any]] = {identity: set() for identity in identities}
     for unit in units:
-        own[unit.identity].add(unit.metadata.get("split") if isinstance(unit, ReadyClip) else None)
+        own[held_out_by(unit, split_by)].add(unit.metadata.get("split") if isinstance(unit, ReadyClip) else None)
     if val_identities is not None:
         unknown = [name for name in val_identities if name not in own]
         if unknown:
@@ -344,7 +352,8 @@ def assign_splits(units: Sequence[Unit], val_identities: Sequence[str] | None, v
         torn = [identity for identity, splits in own.items() if len(splits) > 1]
         if torn:
             raise UserError(
-                f"{len(torn)} people are in train and in val by their clips' 'split', e.g. {torn[0]!r}; say who is in val with --val-identities"
+                f"{len(torn)} people are in train and in val by their clips' 'split', e.g. {torn[0]!r}; say who is in val with --val-identities,"
+                " or hold recordings out with --split-by recording"
             )
         chosen = {identity: next(iter(splits)) for identity, splits in own.items()}
     else:

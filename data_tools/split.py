@@ -1,7 +1,8 @@
 """`flowact-data split DATASET`: assign people to train and val, and write the shards anew; the columns move along.
 
-People who are in one recording belong together, so neither a person nor a recording is in two splits. By hash, the place of a group does not
-depend on who else is there: clips that are added later move nobody.
+People who are in one recording belong together, so neither a person nor a recording is in two splits. A dataset of one character holds
+recordings out instead (`split_by` in its dataset.yaml). By hash, the place of a group does not depend on who else is there: clips that are added
+later move none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from data_tools.building.splits import join
 from data_tools.edit import Place, find_all
 from data_tools.rewrite import Rewriting, Taken, bytes_of, encode_again, finish_stopped_change, rewrite
 from data_tools.workplace import locked
-from flowact.data.schema import read_dataset
+from flowact.data.schema import DATASET_FILE, SplitBy, read_dataset
 from flowact.data.shards import END, encode_json
 from flowact.errors import UserError, did_you_mean
 
@@ -46,39 +47,45 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--val-fraction {args.val_fraction}: a share of people, 0 up to (not including) 1")
     if args.shard_mb <= 0 or (args.shard_clips is not None and args.shard_clips < 1):
         raise UserError(f"--shard-mb {args.shard_mb}, --shard-clips {args.shard_clips}: a shard needs room for a clip; use positive numbers")
-    read_dataset(args.dataset)
+    by = read_dataset(args.dataset).split_by
     names = sorted(filter(None, args.val_identities.split(","))) if args.val_identities is not None else None
     request = {"verb": "split", "val_identities": names, "val_fraction": args.val_fraction if names is None else None}
+    if names is not None and by != "person":
+        raise UserError(f"--val-identities: {args.dataset} holds recordings out, not people (split_by in its {DATASET_FILE}); use --val-fraction")
     request |= {"shard_mb": args.shard_mb, "shard_clips": args.shard_clips}
     with locked(args.dataset):
         if not args.dry_run:
             finish_stopped_change(args.dataset)  # the plan below is empty when it was this one
         places = find_all(args.dataset)
         metadata = {place.key: place.metadata() for place in places}
-        split_of = assign(metadata.values(), names, args.val_fraction)
-        moves = [place for place in places if place.shard.path.parent.name != split_of[metadata[place.key]["identity"]]]
-        _check_other_splits(places, metadata, split_of)
+        unit = {key: unit_of(entry, by) for key, entry in metadata.items()}
+        split_of = assign(metadata.values(), names, args.val_fraction, by)
+        moves = [place for place in places if place.shard.path.parent.name != split_of[unit[place.key]]]
+        _check_other_splits(places, metadata, by)
         again: list[str] = []
         if moves and not args.dry_run:
-            shards = _layout(places, metadata, split_of, round(args.shard_mb * 2**20), args.shard_clips)
+            shards = _layout(places, metadata, {key: split_of[name] for key, name in unit.items()}, round(args.shard_mb * 2**20), args.shard_clips)
             removed = {place.name for place in places} - set(shards)
             again = rewrite(args.dataset, Rewriting(request, shards, tuple(sorted(removed))))
-    _report(args, split_of, Counter(split_of[entry["identity"]] for entry in metadata.values()), len(moves), again)
+    _report(args, split_of, Counter(split_of[name] for name in unit.values()), len(moves), again)
     return 0
 
 
-def assign(clips: Iterable[Mapping[str, Any]], val_identities: Sequence[str] | None, val_fraction: float) -> dict[str, str]:
-    """identity -> 'train' or 'val', the same for all people who share recordings.
+def assign(
+    clips: Iterable[Mapping[str, Any]], val_identities: Sequence[str] | None, val_fraction: float, by: SplitBy = "person"
+) -> dict[str, str]:
+    """Person (or recording) -> 'train' or 'val', the same for all people who share recordings.
 
     Args:
         clips: metadata of every clip.
         val_identities: people of val, or None to choose by hash.
         val_fraction: share of groups in val when chosen by hash.
+        by: what is assigned.
 
     Raises:
         UserError: an unknown name, or nobody left to train on.
     """
-    groups = groups_of(clips)
+    groups = groups_of(clips, by)
     identities = sorted(groups)
     if val_identities is not None:
         unknown = [name for name in val_identities if name not in groups]
@@ -105,12 +112,17 @@ def recording_of(metadata: Mapping[str, Any]) -> str | None:
     return source.get("sha256") or (uri if "/" in uri else None)
 
 
-def groups_of(clips: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """identity -> name of its group, which is its first identity: people are grouped when a chain of shared recordings connects them."""
+def unit_of(metadata: Mapping[str, Any], by: SplitBy) -> str:
+    """The person of a clip, or its recording; a clip that tells of none is a recording of its own."""
+    return metadata["identity"] if by == "person" else recording_of(metadata) or metadata["key"]
+
+
+def groups_of(clips: Iterable[Mapping[str, Any]], by: SplitBy = "person") -> dict[str, str]:
+    """Person (or recording) -> name of its group, which is its first: people are grouped when a chain of shared recordings connects them."""
     people: set[str] = set()
     shared: dict[str, list[str]] = {}
     for metadata in clips:
-        identity, recording = metadata["identity"], recording_of(metadata)
+        identity, recording = unit_of(metadata, by), recording_of(metadata)
         people.add(identity)
         if recording is not None:
             shared.setdefault(recording, []).append(identity)
@@ -120,12 +132,12 @@ def groups_of(clips: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _layout(
     places: Sequence[Place], metadata: Mapping[str, dict[str, Any]], split_of: Mapping[str, str], max_bytes: int, max_clips: int | None
 ) -> dict[str, list[Taken]]:
-    """Clips of train and val in shards: in the order of the hash of their keys, as full as a shard may be."""
+    """Clips (key -> split) of train and val in shards: in the order of the hash of their keys, as full as a shard may be."""
     shards: dict[str, list[Taken]] = {}
     number, size = dict.fromkeys(SPLITS, -1), dict.fromkeys(SPLITS, 0)
     for place in sorted(places, key=lambda place: hashlib.sha256(place.key.encode()).digest()):
         entry = metadata[place.key]
-        old, split = place.shard.path.parent.name, split_of[entry["identity"]]
+        old, split = place.shard.path.parent.name, split_of[place.key]
         if old not in SPLITS:
             continue
         changes = {"json": encode_json({**entry, "split": split})} if entry.get("split", old) != split else {}
@@ -139,12 +151,12 @@ def _layout(
     return shards
 
 
-def _check_other_splits(places: Sequence[Place], metadata: Mapping[str, dict[str, Any]], split_of: Mapping[str, str]) -> None:
+def _check_other_splits(places: Sequence[Place], metadata: Mapping[str, dict[str, Any]], by: SplitBy) -> None:
     """Clips of a third split (test) stay where they are, so their people must be in no other."""
-    groups = groups_of(metadata.values())
+    groups = groups_of(metadata.values(), by)
     where: dict[str, set[str]] = {}
     for place in places:
-        where.setdefault(groups[metadata[place.key]["identity"]], set()).add(place.shard.path.parent.name)
+        where.setdefault(groups[unit_of(metadata[place.key], by)], set()).add(place.shard.path.parent.name)
     for group, splits in sorted(where.items()):
         if splits - set(SPLITS) and splits & set(SPLITS):
             names = " and ".join(sorted(splits))

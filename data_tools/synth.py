@@ -1,6 +1,7 @@
 """`flowact-data synth`: render clips of synthetic people who speak recorded speech, with exact truth beside each.
 
-Every clip has a person of its own and depends only on the seed, its split and its number, never on how many processes work or in which order.
+Every clip has a person of its own (or all show the one that `--appearance` describes) and depends only on the seed, its split and its number, never
+on how many processes work or in which order.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from flowact.characters.speech import SpeechPiece, Split, load_speech, of_split
 from flowact.data.media import encode_sound, encode_video
 from flowact.data.schema import to_entries
 from flowact.errors import UserError
+from flowact.strict_yaml import read_yaml_file
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
 
 SETTINGS_FILE = "synth.json"
@@ -50,6 +52,8 @@ class Settings:
         seed: of everything random.
         speech: "shipped", or the path of the user's folder.
         speech_sha256: of all utterances, so that changed recordings are noticed.
+        person: name of the one whom all clips show; empty where each has its own.
+        appearance: of that person.
     """
 
     character: dict[str, Any]
@@ -57,6 +61,8 @@ class Settings:
     seed: int
     speech: str
     speech_sha256: str
+    person: str = ""
+    appearance: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-identities", type=int, default=12, help="clips of people and sentences held out (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a clip; becomes 4n+1 frames at 25 a second (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side (default: %(default)s)")
+    parser.add_argument("--appearance", type=Path, metavar="FILE", help="YAML: looks of the one person of all clips, who gets the file's name")
     parser.add_argument("--speech", type=Path, default=None, help="folder of recordings (wav, flac, mp3, ogg, opus, m4a); without it the shipped set")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and other behaviour (default: %(default)s)")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="processes; the clips do not depend on it (default: %(default)s)")
@@ -92,15 +99,14 @@ def run(args: argparse.Namespace) -> int:
     character = registry.instantiate({"class_path": args.character, "init_args": {"size": args.size}}, kind="characters")
     spec = {"class_path": registry.resolve(args.character, "characters").class_path, "init_args": {"size": args.size}}
     pieces = load_speech(args.speech)
-    settings = Settings(
-        spec, frames_of(args.seconds), args.seed, "shipped" if args.speech is None else str(args.speech.resolve()), _hash_speech(pieces)
-    )
+    speech = "shipped" if args.speech is None else str(args.speech.resolve())
+    person = (args.appearance.stem, read_appearance(args.appearance, character, args.seed)) if args.appearance else ("", None)
+    settings = Settings(spec, frames_of(args.seconds), args.seed, speech, _hash_speech(pieces), *person)
     _open_folder(args.out, settings)
 
     counts = {"train": args.train_identities, "val": args.val_identities}
-    tasks = [
-        Task(split, i, f"{_slug(args.character)}-{split}-{i:05d}") for split in SPLITS for i in range(min(counts[split], args.limit or counts[split]))
-    ]
+    name = _slug(settings.person or args.character)
+    tasks = [Task(split, i, f"{name}-{split}-{i:05d}") for split in SPLITS for i in range(min(counts[split], args.limit or counts[split]))]
     missing = [task for task in tasks if not (args.out / task.split / f"{task.key}.json").exists()]
     _check_disk(args.out, len(missing), settings.frames, args.size)
     if len(missing) < len(tasks):
@@ -108,8 +114,24 @@ def run(args: argparse.Namespace) -> int:
     maker = ClipMaker(settings, pieces, args.out)
     for _ in _track_progress(_make_all(maker, missing, args.jobs), len(missing), settings.frames):
         pass
-    print(f"{args.out}: {len(tasks)} clips of {settings.frames} frames, {character.size} px; next: flowact-data pack {args.out} --out DATASET")
+    by = " --split-by recording" if settings.person else ""
+    print(f"{args.out}: {len(tasks)} clips of {settings.frames} frames, {character.size} px; next: flowact-data pack {args.out} --out DATASET{by}")
     return 0
+
+
+def read_appearance(path: Path, character: Character, seed: int) -> Identity:
+    """A person of whom a YAML file states some parts; the seed draws the others.
+
+    Raises:
+        UserError: no such file, or parts that the character can not have.
+    """
+    parts, _ = read_yaml_file(path)
+    if not isinstance(parts, dict) or not parts:
+        raise UserError(f"{path}: a mapping of parts is expected, such as skin: [0.9, 0.7, 0.6]")
+    try:
+        return character.identity_of(parts, np.random.default_rng(seed))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def frames_of(seconds: float) -> int:
@@ -136,6 +158,8 @@ class ClipMaker:
         """Write the members of one clip, the metadata last, so that a clip with metadata is whole."""
         generator = np.random.default_rng([self.settings.seed, SPLITS.index(task.split), task.index])
         identity = self.character.sample_identity(generator)
+        if self.settings.appearance is not None:
+            identity = self.settings.appearance
         segments = sample_segments(generator, self.speech[task.split], self.settings.frames)
         samples, states_T = lay_out(segments)
         truth_TP = self.character.perform(samples, states_T, generator)
@@ -173,7 +197,7 @@ class ClipMaker:
                 "license": SHIPPED_LICENSE if shipped else "as the recordings",
                 "consent": "synthetic person; published recordings" if shipped else "synthetic person; the user's recordings",
             },
-            "identity": task.key,
+            "identity": settings.person or task.key,
             "split": task.split,
             "frames": settings.frames,
             "fps": FRAMES_PER_SECOND,
@@ -283,14 +307,16 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _open_folder(folder: Path, settings: Settings) -> None:
     """Claim a new folder, or make sure that an old one was begun with the same settings."""
-    record = {"kind": SETTINGS_KIND, "schema": 1, **vars(settings)}
+    stated = {name: value for name, value in vars(settings).items() if value not in ("", None)}
+    record = {"kind": SETTINGS_KIND, "schema": 1, **stated}
     path = folder / SETTINGS_FILE
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); remove the folder or give another --out") from error
-        differences = [f"{name} {old.get(name)!r}, now {value!r}" for name, value in record.items() if old.get(name) != value]
+        wanted = {**dict.fromkeys(old), **record}
+        differences = [f"{name} {old.get(name)!r}, now {value!r}" for name, value in wanted.items() if old.get(name) != value]
         if differences:
             raise UserError(
                 f"{folder} holds clips made with other settings: {'; '.join(differences)}. Give another --out, or the same settings to continue"

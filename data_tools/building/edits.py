@@ -16,7 +16,7 @@ from data_tools.building.ledger import ClipRecord
 from data_tools.manifest import read_clips
 from data_tools.rewrite import CHANGES_FILE
 from data_tools.steps.base import Rejection
-from flowact.data.schema import DATASET_FILE
+from flowact.data.schema import DATASET_FILE, SplitBy
 
 #: what rejects a clip that was deleted by hand; reports call it so
 DELETED = "Deleted"
@@ -29,7 +29,7 @@ class Edits:
     Attributes:
         deleted: keys.
         touched: keys whose labels or captions were changed.
-        split_of: person -> split, where people were moved by hand.
+        split_of: person (or recording) -> split, where they were moved by hand.
     """
 
     deleted: frozenset[str] = frozenset()
@@ -41,8 +41,8 @@ class Edits:
         return Rejection(DELETED, "deleted by hand (flowact-data edit)") if clip.key in self.deleted else None
 
 
-def read_edits(root: Path) -> Edits:
-    """Edits of a dataset; none where it was never changed."""
+def read_edits(root: Path, split_by: SplitBy = "person") -> Edits:
+    """Edits of a dataset whose splits keep persons or recordings together; none where it was never changed."""
     path = root / CHANGES_FILE
     if not path.is_file() or not (root / DATASET_FILE).is_file():
         return Edits()
@@ -50,5 +50,6 @@ def read_edits(root: Path) -> Edits:
     deleted = {key for request in requests if request["verb"] == "edit delete" for key in request["keys"]}
     touched = {request["key"] for request in requests if request["verb"] == "edit relabel"}
     moved = any(request["verb"] == "split" for request in requests)
-    split_of = {clip.metadata["identity"]: clip.split for clip in read_clips(root)} if moved else None
+    clips = [(clip.metadata, clip.split) for clip in read_clips(root)] if moved else []
+    split_of = {metadata["identity"] if split_by == "person" else metadata["source"]["uri"]: split for metadata, split in clips} or None
     return Edits(frozenset(deleted), frozenset(touched), split_of)

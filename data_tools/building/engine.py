@@ -147,7 +147,7 @@ class _Build:
         self.ledger = ledger
         self.sources = sources
         self.skipped = skipped
-        self.edits = read_edits(out)
+        self.edits = read_edits(out, recipe.output.split_by)
         self.recipe_file = out / WORK_FOLDER / RECIPE_FILE
 
     def run(self) -> Outcome:
@@ -274,30 +274,35 @@ class _Build:
                 else:
                     items.append(replace(item, record=clip))
             records.append(clip)
-        splits = self._assign(items)
-        items = [replace(item, split=splits[item.identity]) for item in items]
+        unit = {item.record.key: self._unit(item.identity, item.uri) for item in items}
+        splits = self._assign(items, unit)
+        items = [replace(item, split=splits[unit[item.record.key]]) for item in items]
         split_of = {item.record.key: item.split for item in items}
         return items, [replace(clip, split=split_of.get(clip.key, "")) for clip in records]
 
-    def _assign(self, items: Sequence[Item]) -> dict[str, str]:
+    def _assign(self, items: Sequence[Item], unit: Mapping[str, str]) -> dict[str, str]:
+        """Person or recording -> split; `unit` says which of them a clip's key belongs to."""
         if not items:
             return {}
-        identity = {item.record.key: item.identity for item in items}
         together = [
-            [identity[key] for key in keys if key in identity]
+            [unit[key] for key in keys if key in unit]
             for step in self.recipe.chain
             for keys in step.groups({item.record.key: item.record.scores[step.name] for item in items if step.name in item.record.scores})
         ]
         by_file: dict[str, list[str]] = {}
         for item in items:
-            by_file.setdefault(item.sha256, []).append(item.identity)
-        groups = join([pair for pair in (*together, *by_file.values()) if pair], sorted(set(identity.values())))
+            by_file.setdefault(item.sha256, []).append(unit[item.record.key])
+        groups = join([pair for pair in (*together, *by_file.values()) if pair], sorted(set(unit.values())))
         output = self.recipe.output
-        own = {item.identity: item.source.split for item in items if item.source.split}
+        own = {unit[item.record.key]: item.source.split for item in items if item.source.split}
         wrong = [f"{name}: {split!r}" for name, split in own.items() if split not in SPLITS]
         if wrong:
             raise UserError(f"a recording's split is {' or '.join(map(repr, SPLITS))}, not {wrong[0]}")
         return assign_people(groups, output.val_fraction, output.val_identities, own, {**self.ledger.people(), **(self.edits.split_of or {})})
+
+    def _unit(self, identity: str, uri: str) -> str:
+        """What is in one split only: the person, or the recording."""
+        return identity if self.recipe.output.split_by == "person" else uri
 
     def _wanted(self, item: Item, batches: Mapping[str, int]) -> Wanted:
         return Wanted(item, item.record.made, batches[item.source.id])
@@ -354,7 +359,8 @@ class _Build:
         old = read_dataset(self.out) if (self.out / DATASET_FILE).is_file() else DatasetInfo("")
         where = {clip.key: clip.shard for clip in clips if clip.shard}
         exclude = [f"{where[key]}/{key}" for key in (entry.rpartition("/")[2] for entry in old.exclude) if key in where]
-        write_dataset(self.out, DatasetInfo(self.recipe.name, splits=splits, columns=self._whole_columns(old), exclude=tuple(exclude)))
+        columns, split_by = self._whole_columns(old), self.recipe.output.split_by
+        write_dataset(self.out, DatasetInfo(self.recipe.name, splits=splits, columns=columns, exclude=tuple(exclude), split_by=split_by))
         return splits
 
     def _whole_columns(self, info: DatasetInfo) -> tuple[str, ...]:
@@ -366,7 +372,8 @@ class _Build:
     def _finish(self, clips: Sequence[ClipRecord], examined: Sequence[Examined], packer: Packer) -> None:
         self.ledger.replace_clips(clips)
         if self.options.limit is None:
-            self.ledger.assign_people({clip_identity(clip, self.sources): clip.split for clip in clips if clip.split})
+            uris = {source.id: uri_of(source, self.recipe.inputs) for source in self.sources}
+            self.ledger.assign_people({self._unit(clip_identity(clip, self.sources), uris[clip.source]): clip.split for clip in clips if clip.split})
             self.ledger.note("finished_batch", str(max(self.ledger.batches().values(), default=0)))
         write_atomically(self.out / RECIPE_FILE, dump_recipe(self.config))
         remove_stale(self.out, [entry.folder for entry in examined if entry.folder])

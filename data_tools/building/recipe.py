@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_tools.steps.base import Step, json_hash
 from flowact import registry
+from flowact.data.schema import SplitBy
 from flowact.errors import UserError, did_you_mean
 from flowact.signatures import arguments_of, build, check_arguments
 from flowact.strict_yaml import read_yaml_file, to_yaml
@@ -31,8 +32,9 @@ class Output:
         shard_mb: size of a shard at most, in MiB.
         shard_clips: clips of a shard at most; null for no bound.
         min_shards: of each split, as far as there are clips: at least ranks times workers that will read them.
-        val_fraction: share of people in val, chosen by hash, so that adding people moves nobody.
+        val_fraction: share of people (or recordings, see `split_by`) in val, chosen by hash, so that adding some moves none.
         val_identities: people of val by name; replaces the choice by hash.
+        split_by: 'person' keeps everyone in one split; 'recording' holds recordings out, for a set of one character.
     """
 
     size: int | tuple[int, int] | None = 256
@@ -43,6 +45,7 @@ class Output:
     min_shards: int = 1
     val_fraction: float = 0.05
     val_identities: list[str] | None = None
+    split_by: SplitBy = "person"
 
     def __post_init__(self) -> None:
         sides = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -57,6 +60,10 @@ class Output:
             raise UserError(f"output.shard_clips {self.shard_clips}: at least 1, or null")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"output.val_fraction {self.val_fraction}: a share of people, 0 up to (not including) 1")
+        if self.split_by not in get_args(SplitBy):
+            raise UserError(f"output.split_by {self.split_by!r}: one of {', '.join(get_args(SplitBy))}")
+        if self.val_identities is not None and self.split_by != "person":
+            raise UserError("output.val_identities names people, so it goes with split_by: person; recordings are held out by val_fraction")
 
     @property
     def pixels(self) -> tuple[int, int] | None:

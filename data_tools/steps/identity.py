@@ -23,14 +23,15 @@ class Identity(Step):
     Args:
         who: 'source' takes what a table, a sidecar or the first folder says; 'folder' the folder in which the file lies, all levels of it;
             'file' makes every recording a person of its own.
+        name: of the one person whom all recordings show; in place of `who`. Their recordings are then held out by `output.split_by: recording`.
     """
 
-    thresholds = ("who",)
+    thresholds = ("who", "name")
 
-    def __init__(self, who: Literal["source", "folder", "file"] = "source") -> None:
+    def __init__(self, who: Literal["source", "folder", "file"] = "source", name: str = "") -> None:
         if who not in ("source", "folder", "file"):
             raise UserError(f"Identity: who {who!r} must be one of source, folder, file")
-        self.who = who
+        self.who, self.name_of_all = who, name
 
     def score(self, clip: Clip) -> Mapping[str, Plain]:
         source = clip.recording.source
@@ -39,7 +40,7 @@ class Identity(Step):
     def apply(self, clip: Clip, scores: Mapping[str, Plain]) -> Plan:
         before, said = clip.plan.identity, clip.recording.source.identity
         track = before.removeprefix(said) if before.startswith(said) else ""
-        return clip.with_plan(identity=scores[self.who] + track)
+        return clip.with_plan(identity=(self.name_of_all or scores[self.who]) + track)
 
     def groups(self, scores: Mapping[str, Mapping[str, Plain]]) -> Sequence[Sequence[str]]:
         """Clips of one recording: whoever sits beside somebody in it is heard and half seen in their clips."""

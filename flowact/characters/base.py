@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from flowact.errors import UserError, did_you_mean
 from flowact.types import BOXES
 
 Identity = dict[str, list[float]]  # plain numbers: written to JSON beside each clip
@@ -44,6 +45,22 @@ class Character(ABC):
     @abstractmethod
     def sample_identity(self, generator: np.random.Generator) -> Identity:
         """A new person: colours and sizes."""
+
+    def identity_of(self, parts: Mapping[str, Sequence[float]], generator: np.random.Generator) -> Identity:
+        """A person of stated parts; the others are drawn.
+
+        Raises:
+            UserError: a part that this character does not have, or numbers that it can not have.
+        """
+        identity = self.sample_identity(generator)
+        for name, values in parts.items():
+            if name not in identity:
+                raise UserError(f"a {type(self).__name__} has no part '{name}'.{did_you_mean(name, identity)}")
+            numbers = [values] if isinstance(values, (int, float)) else list(values)
+            if len(numbers) != len(identity[name]) or not all(isinstance(number, (int, float)) for number in numbers):
+                raise UserError(f"{name}: {values!r} should be {len(identity[name])} numbers, such as {identity[name]}")
+            identity[name] = [float(number) for number in numbers]
+        return identity
 
     @abstractmethod
     def perform(self, samples: np.ndarray, states_T: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ Axes: T pixel frames, P truth channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,6 +66,11 @@ class Puppet(Character):
 
     def sample_identity(self, generator: np.random.Generator) -> Identity:
         return puppet_anatomy.sample_identity(generator)
+
+    def identity_of(self, parts: Mapping[str, Sequence[float]], generator: np.random.Generator) -> Identity:
+        identity = super().identity_of(parts, generator)
+        puppet_anatomy.check_readable(identity)
+        return identity
 
     def perform(self, samples: np.ndarray, states_T: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         num_frames = len(states_T)

@@ -16,6 +16,7 @@ import numpy as np
 from flowact.characters import palette
 from flowact.characters.base import Identity
 from flowact.characters.drawing import bump
+from flowact.errors import UserError
 
 # Colours that belong to one part in every puppet, so that this part can be found by colour alone.
 LEFT_GLOVE = np.array([0.93, 0.25, 0.72], np.float32)
@@ -136,7 +137,7 @@ def sample_identity(generator: np.random.Generator) -> Identity:
             "hair": palette.sample_hair(generator),
             "eyes": palette.sample_eyes(generator),
         }
-        if _readable(colours):
+        if not _confused(colours):
             break
     long_hair = generator.random() < 0.5
     sizes = {
@@ -154,16 +155,32 @@ def sample_identity(generator: np.random.Generator) -> Identity:
     return {**rounded, **{name: [round(float(value), 4)] for name, value in sizes.items()}}
 
 
-def _readable(colours: dict[str, np.ndarray]) -> bool:
-    gloves = np.stack([LEFT_GLOVE, RIGHT_GLOVE])
+def check_readable(identity: Identity) -> None:
+    """That every part can be told from the others in a picture.
+
+    Raises:
+        UserError: colours outside [0, 1], or too near to a reserved one or to what they touch.
+    """
+    colours = {name: np.asarray(identity[name], np.float64) for name in COLOURS}
+    outside = next((name for name, colour in colours.items() if colour.min() < 0 or colour.max() > 1), None)
+    if outside:
+        raise UserError(f"{outside}: {identity[outside]} should be red, green and blue in 0 to 1")
+    confused = _confused(colours)
+    if confused:
+        raise UserError(f"the {confused[0]} can not be told from the {confused[1]} in a picture of these colours; move them further apart")
+
+
+def _confused(colours: dict[str, np.ndarray]) -> tuple[str, str] | None:
+    """Two parts that look too much alike to be read apart."""
     for part in ("background", "shirt", "skin", "hair"):
         lit = _SHADES[:, None] * colours[part]
-        if np.linalg.norm(lit[:, None] - gloves, axis=2).min() < _RESERVED_MARGIN:
-            return False
+        for name, glove in (("left mitten", LEFT_GLOVE), ("right mitten", RIGHT_GLOVE)):
+            if np.linalg.norm(lit - glove, axis=1).min() < _RESERVED_MARGIN:
+                return part, name
     if np.linalg.norm(colours["skin"] - MOUTH) < _RESERVED_MARGIN:
-        return False
+        return "skin", "mouth"
     touching = (("skin", "hair"), ("shirt", "background"), ("shirt", "skin"), ("hair", "background"))
-    return all(np.linalg.norm(colours[first] - colours[second]) >= _PART_MARGIN for first, second in touching)
+    return next((pair for pair in touching if np.linalg.norm(colours[pair[0]] - colours[pair[1]]) < _PART_MARGIN), None)
 
 
 def mouth_half_axes(opening: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -70,6 +70,9 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 Info = TypeVar("Info", "DatasetInfo", "ColumnInfo")
 
 
+SplitBy = Literal["person", "recording"]
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What `dataset.yaml` says.
@@ -84,6 +87,7 @@ class DatasetInfo:
         splits: split name -> {shards, samples, frames}.
         columns: folder names under `columns/` that are complete.
         exclude: entries 'SPLIT/SHARD' or 'SPLIT/SHARD/KEY' that readers skip.
+        split_by: what is never in two splits: a person, or a recording (of one character, who is then in all of them).
     """
 
     name: str
@@ -95,6 +99,7 @@ class DatasetInfo:
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    split_by: SplitBy = "person"
 
     @property
     def samples_per_frame(self) -> int:
