@@ -381,4 +381,4 @@ def test_every_field_is_explained(record):
 def test_the_help_says_the_default_share_of_the_peak():
     from flowact import cli
 
-    assert f"default: {UTILISATION:g};" in " ".join(cli.build_parsers("plan")[1]["plan"].format_help().split())
+    assert f"default: {UTILISATION:g};" in " ".join(cli.PROGRAM.parsers("plan")[1]["plan"].format_help().split())

@@ -108,7 +108,7 @@ def test_job_scripts_are_shell_and_their_commands_ours(block):
     ours = [words[words.index("flowact") + 1 :] for words in found if "flowact" in words]
     assert ours
     for arguments in ours:
-        assert cli._parse(list(arguments)).config
+        assert cli.PROGRAM.parse(list(arguments)).config
 
 
 def test_shell_blocks_are_shell():
