@@ -11,6 +11,10 @@
 Older checkpoints of a run stand beside the newest one as `NAME@STEP`.
 
 The checkpoint of a LoRA has `adapter.safetensors` (see `flowact.lora`) in place of all weights, and its lineage names the base: path and hashes.
+
+An exported folder may be laid out as diffusers does it (see `flowact.models.diffusers_folder`): its manifest names the places of weights and
+autoencoder, and the format that the weights are in. A card, its pictures, licences and hidden files may lie in any checkpoint; they are not verified,
+because people edit them.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowact import registry
 from flowact.eight_bit import SCALES, load_weights
 from flowact.errors import UserError
 from flowact.lora import merge
@@ -43,6 +48,11 @@ SCHEMA = 1
 KIND = "flowact-checkpoint"
 MANIFEST = "manifest.json"
 ENGINE = "engine"
+AUTOENCODER = "autoencoder"
+#: beside weights in another library's format: what that library does not know
+ADDITIONS = "flowact_additions.safetensors"
+#: what may lie in a checkpoint unlisted: it is about the weights, and people and hosts of models change it
+BESIDE = ("README.md", "LICENSE*", "NOTICE*", "pictures/*", ".*")
 #: entries of a lineage that weights depend on, and what brings a difference into line
 COMPARED = {
     "latent_space": "encode the latents with the checkpoint's autoencoder (flowact-data encode latents), or name it in data.init_args.latents",
@@ -67,6 +77,9 @@ class Checkpoint:
         lineage: stage, step, latent space, encoders, ancestors.
         weights_name: the weights' file.
         has_ema: whether it holds a moving average.
+        autoencoder_name: folder of the autoencoder that it carries, if it does.
+        weight_format: component of `flowact list formats` that reads the weights; None for our own names.
+        additions_name: with a format, the file of what the format does not know; None without such tensors.
     """
 
     path: Path
@@ -74,6 +87,9 @@ class Checkpoint:
     lineage: dict[str, Any]
     weights_name: str
     has_ema: bool
+    autoencoder_name: str = AUTOENCODER
+    weight_format: str | None = None
+    additions_name: str | None = None
 
     @property
     def step(self) -> int:
@@ -88,7 +104,7 @@ class Checkpoint:
     @property
     def autoencoder(self) -> Path | None:
         """Folder of the autoencoder, if the checkpoint carries one."""
-        path = self.path / "autoencoder"
+        path = self.path / self.autoencoder_name
         return path if path.is_dir() else None
 
     @property
@@ -126,9 +142,18 @@ class Checkpoint:
     def trained(self, ema: bool = True) -> dict[str, Tensor]:
         """What the folder itself holds: all weights, or what a LoRA changes."""
         state = load_weights(self.path / self.weights_name)
+        if self.weight_format is not None:
+            state = self._translated(state)
         if ema and self.has_ema:
             state |= self.ema()
         return state
+
+    def _translated(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors of those in another library's format."""
+        assert self.weight_format is not None
+        config = read_json((self.path / self.weights_name).with_name("config.json"))
+        state: dict[str, Tensor] = registry.load(self.weight_format, "formats")().read(config, theirs)
+        return state | (load_weights(self.path / self.additions_name) if self.additions_name else {})
 
     def base(self, folder: str | Path | None = None) -> Checkpoint:
         """The checkpoint that a LoRA was trained on, told by its hashes.
@@ -208,6 +233,9 @@ def write_checkpoint(
     weights_name: str = "denoiser.safetensors",
     documents: Mapping[str, str] | None = None,
     keep: int = 1,
+    autoencoder_name: str = AUTOENCODER,
+    weight_format: str | None = None,
+    additions: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint folder beside its place, complete it on disk, then put it there in one step.
 
@@ -225,6 +253,9 @@ def write_checkpoint(
         weights_name: the weights' file.
         documents: name -> text of further files.
         keep: checkpoints of the run to keep, the new one included; older ones move to `FOLDER@STEP`.
+        autoencoder_name: where the autoencoder goes.
+        weight_format: see `Checkpoint`; `documents` must hold the config.json beside the weights then.
+        additions: tensors that the format does not know, stored beside the weights.
 
     Raises:
         UserError: weights that are not finite, or a folder that is not a checkpoint of the same stage: nothing is overwritten.
@@ -239,7 +270,12 @@ def write_checkpoint(
     try:
         if engine_saver is not None:
             engine_saver(unfinished / ENGINE)
+        for name in (weights_name, autoencoder_name, *(documents or {})):
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
         _save_tensors(weights, unfinished / weights_name)
+        additions_name = str(Path(weights_name).with_name(ADDITIONS).as_posix()) if additions else None
+        if additions and additions_name:
+            _save_tensors(additions, unfinished / additions_name)
         if ema:
             _save_tensors(ema, unfinished / "ema.safetensors")
         (unfinished / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
@@ -247,9 +283,11 @@ def write_checkpoint(
         for name, text in (documents or {}).items():
             (unfinished / name).write_text(text, encoding="utf-8")
         if autoencoder_folder is not None:
-            shutil.copytree(autoencoder_folder, unfinished / "autoencoder")
+            shutil.copytree(autoencoder_folder, unfinished / autoencoder_name)
         files = {name: {"bytes": (unfinished / name).stat().st_size, "sha256": sha256_of(unfinished / name)} for name in _files(unfinished)}
-        manifest = {"schema": SCHEMA, "kind": KIND, "weights": weights_name, "files": files}
+        layout = {"autoencoder": autoencoder_name if autoencoder_name != AUTOENCODER else None, "format": weight_format, "additions": additions_name}
+        told = {name: value for name, value in layout.items() if value is not None}
+        manifest = {"schema": SCHEMA, "kind": KIND, "weights": weights_name, **told, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _flush(unfinished)
         _publish(unfinished, folder)
@@ -393,7 +431,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if required not in listed:
             raise UserError(f"checkpoint {folder} is incomplete: {required} is missing.")
     recipe, _ = read_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
-    return Checkpoint(folder, _unescape(recipe), read_json(folder / "lineage.json"), name, "ema.safetensors" in listed)
+    layout = manifest.get("autoencoder") or AUTOENCODER, manifest.get("format"), manifest.get("additions")
+    return Checkpoint(folder, _unescape(recipe), read_json(folder / "lineage.json"), name, "ema.safetensors" in listed, *layout)
 
 
 def latest_checkpoint(folder: str | Path) -> Checkpoint:
@@ -466,13 +505,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file of a checkpoint but the manifest, as relative posix names."""
+    """Every file of a checkpoint but the manifest and what may lie beside, as relative posix names."""
     names = []
     for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in BESIDE):
+            continue
         if path.is_symlink():
-            raise UserError(f"checkpoint {folder} holds a link, {path.relative_to(folder)}: a checkpoint is made of plain files.")
+            raise UserError(f"checkpoint {folder} holds a link, {name}: a checkpoint is made of plain files.")
         if path.is_file() and path != folder / MANIFEST:
-            names.append(path.relative_to(folder).as_posix())
+            names.append(name)
     return names
 
 

@@ -78,7 +78,9 @@ def count_rights(split: Split) -> TrainingData:
 
 
 def trained_on(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Everything that the weights of a checkpoint descend from, oldest stage first; teachers that judged a stage come before it.
+    """Everything that the weights of a checkpoint descend from, oldest stage first.
+
+    Teachers stand before the stage that they judged, LoRAs after what they were merged into.
 
     Returns:
         One entry a stage: `stage`, `step`, and `training_data`, a list of `TrainingData.as_dict()`; None where the checkpoint does not say, as those
@@ -87,7 +89,7 @@ def trained_on(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for stage in [*lineage.get("ancestors", ()), lineage]:
         own = {"stage": stage.get("stage"), "step": stage.get("step"), "training_data": stage.get("training_data")}
-        found += [entry for entry in [*stage.get("teachers", ()), own] if entry not in found]
+        found += [entry for entry in [*stage.get("teachers", ()), own, *stage.get("added", ())] if entry not in found]
     return found
 
 

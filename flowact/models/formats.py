@@ -14,6 +14,7 @@ from torch import Tensor
 from flowact import registry
 from flowact.errors import UserError, did_you_mean
 from flowact.models.rules import Rule
+from flowact.models.translation import import_state
 from flowact.signatures import arguments_of
 
 CLASS_NAME = "_class_name"
@@ -146,6 +147,18 @@ class WeightFormat(ABC):
     def writes(self, spec: Mapping[str, Any]) -> bool:
         """Whether a denoiser given as `{class_path, init_args}` is ours of this format."""
         return registry.resolve(str(spec.get("class_path"))).class_path == registry.resolve(self.denoiser, "denoisers").class_path
+
+    def read(self, config: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors of all of theirs; those of the additions are not among them.
+
+        Args:
+            config: as config.json has it.
+            theirs: by their names.
+
+        Raises:
+            UserError: as `complete`, or tensors that are missing or do not fit, all listed.
+        """
+        return import_state(self.rules(self.complete(config)), theirs)
 
     def divide(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """A state of ours as what the other side knows and what the additions hold."""
