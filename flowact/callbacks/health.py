@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from flowact.callbacks.boards import Boards
 from flowact.callbacks.throughput import Throughput
 from flowact.errors import UserError
 from flowact.stages.curves import is_logged
@@ -66,7 +66,7 @@ class Curve:
 
 
 class TrainingHealth(Callback):
-    """Warn, once per failure and interval, when a curve shows one of the known failures: in the log and as text in TensorBoard.
+    """Warn, once per failure and interval, when a curve shows one of the known failures: in the log and as text in the run's loggers.
 
     It reads what is logged anyway, at the trainer's log interval and on the first process, changes nothing and draws no random number. What each
     warning means and what to do is also in docs/watching.md.
@@ -145,9 +145,7 @@ class TrainingHealth(Callback):
         speed = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
         for name, message in self.observe(step, points | (speed.rates() if speed is not None else {})).items():
             log.warning("step %d, %s: %s", step, name, message)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text(f"health/{name}", message, step)
+            Boards.of(trainer).text(f"health/{name}", message, step)
 
     def observe(self, step: int, points: Mapping[str, float]) -> dict[str, str]:
         """Take in what was logged at a step; the failures to warn of, by name."""

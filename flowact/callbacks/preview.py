@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,34 +12,33 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import nn
 
+from flowact.callbacks.boards import Boards
 from flowact.callbacks.ema import moving_average
 from flowact.callbacks.throughput import Throughput
 from flowact.errors import UserError
 from flowact.stages.preview import PreviewInput
 from flowact.strategies import is_partitioned
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE
+from flowact.writers.sheet import contact_sheet as labelled_table
 
 if TYPE_CHECKING:
     from flowact.stages.base import DenoiserStage
-    from flowact.stages.preview import PreviewClip
+    from flowact.stages.preview import MemoryHistory, PreviewClip
 
 log = logging.getLogger(__name__)
-
-#: longer side of the films in TensorBoard, and how many frames of a video each of their pictures stands for
-_FILM_PIXELS, _FILM_STRIDE = 256, 2
 
 
 class StreamPreview(Callback):
     """Stream clips with the averaged weights now and then, and write them to `media/` in the log folder.
 
-    Each clip becomes an mp4 with sound and a contact sheet; sheet, a silent film, sound and caption also go to TensorBoard, and so do the means of
-    `PreviewClip.statistics` as `preview/drift`, `preview/saturation` and `preview/motion`. The stage provides
-    `preview_clips(seconds, num_clips) -> list[PreviewClip]`, with the inputs as a third argument where there are some. Clips of different steps start
-    from the same random numbers, and training draws what it would have drawn without them.
+    Each clip becomes an mp4 with sound, a contact sheet, and a table of what memory held. All of it goes to the run's loggers too, as far as they
+    have a place for it (TensorBoard, Weights & Biases, MLflow, Comet), and so do the means of `PreviewClip.statistics` as `preview/drift`,
+    `preview/saturation` and `preview/motion`. The stage provides `preview_clips(seconds, num_clips) -> list[PreviewClip]`, with the inputs as a third
+    argument where there are some. Clips of different steps start from the same random numbers, and training draws what it would have drawn without
+    them.
 
     Args:
         every_n_steps: optimizer steps between previews.
@@ -49,6 +47,7 @@ class StreamPreview(Callback):
         sheet_frames: pictures on a contact sheet.
         scale: whole number by which the video is enlarged.
         clips: pictures, sounds and prompts to stream in place of the validation set.
+        memory_moments: at how many moments of a clip memory is decoded and shown; 0 shows none.
 
     Raises:
         UserError: a number that is not positive, a stage without `preview_clips`, or a file that is not there.
@@ -62,16 +61,20 @@ class StreamPreview(Callback):
         sheet_frames: int = 8,
         scale: int = 1,
         clips: Sequence[PreviewInput] = (),
+        memory_moments: int = 4,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("seconds", seconds), ("num_clips", num_clips), ("sheet_frames", sheet_frames)):
             if value <= 0:
                 raise UserError(f"{name} of StreamPreview is {value}; it is above 0.")
+        if memory_moments < 0:
+            raise UserError(f"memory_moments of StreamPreview is {memory_moments}; it is 0 or more.")
         self.every_n_steps = every_n_steps
         self.seconds = seconds
         self.num_clips = num_clips
         self.sheet_frames = sheet_frames
         self.scale = scale
         self.clips = tuple(clips)
+        self.memory_moments = memory_moments
         self._folder = Path()
         self._last_step = 0
 
@@ -122,7 +125,7 @@ class StreamPreview(Callback):
         from flowact.writers.mp4 import Mp4Writer
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards = Boards.of(trainer)
         for index, clip in enumerate(clips):
             path = self._folder / f"step-{step:08d}-{index}.mp4"
             height, width = clip.frames_THWC.shape[1:3]
@@ -130,27 +133,24 @@ class StreamPreview(Callback):
                 writer.write(clip.frames_THWC, clip.samples)
             sheet_HWC = contact_sheet(clip.frames_THWC, self.sheet_frames)
             Image.fromarray(sheet_HWC).save(path.with_suffix(".png"))
-            for board in boards:
-                board.add_image(f"preview/{index}", sheet_HWC, step, dataformats="HWC")
-                board._get_file_writer().add_summary(film_summary(f"preview/{index}/film", clip.frames_THWC), step)
-                board.add_audio(f"preview/{index}", clip.samples[None], step, SAMPLE_RATE)
-                board.add_text(f"preview/{index}", f"{clip.caption}\n\n{path}", step)
+            boards.picture(f"preview/{index}", sheet_HWC, step)
+            boards.film(f"preview/{index}/film", path, clip.frames_THWC, step)
+            boards.sound(f"preview/{index}/sound", clip.samples, step)
+            boards.text(f"preview/{index}/text", f"{clip.caption}\n\n{path}", step)
+            if clip.memory is not None and self.memory_moments:
+                table = memory_table(clip.memory, self.memory_moments)
+                table.save(self._folder / f"memory-{step:08d}-{index}.png")
+                boards.picture(f"memory/{index}", np.asarray(table), step)
+        log.info("step %d: %d preview%s in %s", step, len(clips), "" if len(clips) == 1 else "s", self._folder)
 
 
-def film_summary(tag: str, frames_THWC: np.ndarray) -> Any:
-    """A film as TensorBoard plays it among its images: an animated GIF, which `add_video` would need moviepy for."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    height, width = frames_THWC.shape[1:3]
-    scale = _FILM_PIXELS / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
-    pictures = [Image.fromarray(frame).resize(size, way) for frame in frames_THWC[::_FILM_STRIDE]]
-    data = io.BytesIO()
-    duration = 1000 * _FILM_STRIDE // FRAMES_PER_SECOND
-    pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-    image = Summary.Image(height=size[1], width=size[0], colorspace=3, encoded_image_string=data.getvalue())
-    return Summary(value=[Summary.Value(tag=tag, image=image)])
+def memory_table(memory: MemoryHistory, count: int) -> Image.Image:
+    """What memory held at some moments of a clip, one to a row: RGB on white, with names at the edges."""
+    rows, names = memory.pictures(count)
+    sheet = labelled_table(rows, names)
+    table = Image.new("RGB", sheet.size, "white")
+    table.paste(sheet, mask=sheet)
+    return table
 
 
 def contact_sheet(frames_THWC: np.ndarray, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from flowact.callbacks.run_record import RunRecord
 from flowact.checkpoints import latest_checkpoint
+from flowact.commands.loggers import check_loggers
 from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
 from flowact.recipe import Recipe, check_recipe, differences, trainer_arguments
@@ -82,13 +84,14 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     Raises:
         UserError: a mistake in the recipe, or a constructor that refuses its arguments.
     """
+    check_loggers(recipe.config)
     check_recipe(recipe)
     seed_everything(recipe.config["seed"], workers=True, verbose=False)
     if quiet:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     options = {"enable_progress_bar": False, "enable_model_summary": False} if quiet else {}
     try:
-        cli = _RecipeCLI(recipe.config, options)
+        cli = _RecipeCLI(deepcopy(recipe.config), options)  # jsonargparse changes lists in place
     except (ValueError, argparse.ArgumentError) as error:
         raise UserError(f"{recipe.path}: {one_line(str(error))}") from error
     cli.model.recipe = recipe.config

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from flowact.commands.loggers import check_loggers
 from flowact.errors import UserError
 from flowact.recipe import check_recipe, load_recipe
 
@@ -21,6 +22,7 @@ def result_of(name: str, overrides: list[str], trusted: list[str]) -> dict[str, 
     """What the check of one recipe found, as plain values."""
     try:
         recipe = load_recipe(name, overrides, trusted)
+        check_loggers(recipe.config)
         check_recipe(recipe)
     except UserError as error:
         return {"recipe": name, "ok": False, "error": str(error)}

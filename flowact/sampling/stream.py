@@ -16,7 +16,7 @@ from flowact.errors import UserError
 from flowact.memory.structured import reference_chunk
 from flowact.sampling.refinement import NoRefinement, Refinement, Watch
 from flowact.sampling.window import WindowEngine, WindowState, gaussian
-from flowact.types import FRAMES_PER_SECOND, Chunk
+from flowact.types import FRAMES_PER_SECOND, Chunk, MemoryView
 
 
 @dataclass
@@ -110,6 +110,11 @@ class ChunkStream:
     def emitted(self) -> int:
         """Chunks whose frames came out."""
         return max(self._state.emitted, 0)
+
+    @property
+    def remembered(self) -> MemoryView:
+        """What memory holds now, for all samples."""
+        return self.engine.bank.read(self._state.memory)
 
     @torch.no_grad()
     def next_chunk(self, audio_BFAD: Tensor, text_BLD: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from flowact.autoencoders import load_autoencoder
+from flowact.autoencoders import Autoencoder, load_autoencoder
 from flowact.conditioning import load_audio, load_picture, prepare_picture
 from flowact.data import decode_sound, decode_video, open_split
 from flowact.data.schema import from_entries
@@ -20,7 +20,8 @@ from flowact.errors import UserError
 from flowact.planning import SpeechActivityPlanner, load_prompts
 from flowact.registry import instantiate
 from flowact.sampling.pipeline import Captions, Pipeline, asked_guidance, character_captions, to_pixels, trained_staircase, trained_visibility
-from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
+from flowact.schedulers.named import solver_of
+from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME, MemoryView
 
 if TYPE_CHECKING:
     from flowact.stages.base import DenoiserStage
@@ -55,6 +56,40 @@ class PreviewInput:
 
 
 @dataclass(frozen=True)
+class MemoryHistory:
+    """What memory held of one clip each time a chunk had left.
+
+    Attributes:
+        views: of the whole batch, oldest first.
+        sample: the clip's place in the batch.
+        autoencoder: makes pictures of latents.
+        chunk_seconds: playing time of a chunk.
+    """
+
+    views: tuple[MemoryView, ...]
+    sample: int
+    autoencoder: Autoencoder
+    chunk_seconds: float
+
+    def pictures(self, count: int) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+        """Decoded memory at `count` moments, from after the first chunk to the last: what a bank holds as one latent frame is one picture.
+
+        Each latent is decoded by itself, as a clip's first one is, so a mosaic of small latents is seen as a mosaic.
+
+        Returns:
+            moment such as "1.4 s" -> uint8 (H, W, 3), one for each latent frame of memory; and their names, such as "long -7".
+        """
+        chosen = sorted({round(index) for index in np.linspace(0, len(self.views) - 1, min(count, len(self.views)))})
+        names = [f"{segment.kind} {segment.position + i}" for segment in self.views[0].segments for i in range(segment.num_frames)]
+        rows = {}
+        for index in chosen:
+            latents_FCHW = self.views[index].latents_BFCHW[self.sample]
+            decoded = [to_pixels(self.autoencoder.decode_stream(latent_CHW[None, None])[0])[0, -1] for latent_CHW in latents_FCHW]
+            rows[f"{(index + 1) * self.chunk_seconds:.1f} s"] = decoded
+        return rows, names
+
+
+@dataclass(frozen=True)
 class PreviewClip:
     """A clip that a stage has streamed.
 
@@ -63,12 +98,14 @@ class PreviewClip:
         samples: mono float32 in [-1, 1] at 16 kHz, of the same duration.
         caption: what it shows, for the log.
         true_THWC: the data's own film of the same seconds, uint8, or the reference picture alone where there is none (T = 1).
+        memory: what the memory bank held while it was streamed.
     """
 
     frames_THWC: np.ndarray
     samples: np.ndarray
     caption: str
     true_THWC: np.ndarray | None = None
+    memory: MemoryHistory | None = None
 
     def statistics(self) -> dict[str, float]:
         """Figures of the pixels, which show over a run what the eye sees in the film.
@@ -107,7 +144,7 @@ def preview_pipeline(stage: DenoiserStage) -> Pipeline:
         state_captions=state_captions,
         visibility=trained_visibility(arguments),
         scales=asked_guidance(1.0, lineage)[1],
-        solver=lineage.get("solver", "euler"),
+        solver=solver_of(lineage.get("solver", "euler")),
     )
 
 
@@ -124,11 +161,21 @@ def stream_preview(stage: DenoiserStage, seconds: float, num_clips: int, inputs:
     else:
         return []
     references, sounds, captions, truths = zip(*wanted, strict=True)
-    result = pipeline.generate(references, sounds, captions)
+    streamed, made, views = pipeline.clips(references, sounds, captions), [], []
+    for frames_BTHWC in streamed:
+        made.append(frames_BTHWC)
+        views.append(streamed.stream.remembered)
+    films = np.concatenate(made, axis=1)
     texts = ["; ".join(f"{first / FRAMES_PER_SECOND:.1f} s {text}" for first, text in timed if first < num_frames) for timed in captions]
     return [
-        PreviewClip(frames[:num_frames], _fit(sound, len(frames[:num_frames])), text, truth)
-        for frames, sound, text, truth in zip(result.frames, sounds, texts, truths, strict=True)
+        PreviewClip(
+            frames[:num_frames],
+            _fit(sound, len(frames[:num_frames])),
+            text,
+            truth,
+            MemoryHistory(tuple(views), sample, pipeline.autoencoder, streamed.stream.seconds_per_chunk),
+        )
+        for sample, (frames, sound, text, truth) in enumerate(zip(films, sounds, texts, truths, strict=True))
     ]
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import Data, TinyStage
 
 from flowact.callbacks import StreamPreview, Throughput
-from flowact.callbacks.preview import film_summary
+from flowact.callbacks.boards import film_summary
 from flowact.errors import UserError
 from flowact.stages.preview import PreviewClip, PreviewInput
 
