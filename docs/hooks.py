@@ -183,6 +183,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(text(part) for part in FENCED.split(markdown))
 
 
+def title(path: str) -> str:
+    """The first heading of a page of the repository."""
+    found = re.search(r"^# (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else path
+
+
 def moved(link: re.Match[str], home: str, here: str, places: dict[str, str]) -> str:
     """A link of the page at `home` in the repository, as one of the page `here` in the site."""
     picture, text, address = link.groups()
@@ -197,4 +203,6 @@ def moved(link: re.Match[str], home: str, here: str, places: dict[str, str]) -> 
         place = "index.md"
     if place is None:
         return text if (ROOT / path).exists() and not picture else link[0]
+    if text.endswith(".md") and (ROOT / path).is_file():  # a path tells a reader of files; a reader of the site is told the page's title
+        text = title(path)
     return f"{picture}[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{hash_}{anchor})"

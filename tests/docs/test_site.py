@@ -87,6 +87,7 @@ def test_anchors_and_pictures(page):
         ("plugins/README.md", "shipped/index.md", "[x](flowact-wan)", "[x](flowact-wan.md)"),
         ("plugins/flowact-wan/README.md", "shipped/flowact-wan.md", "[x](../../docs/data.md#columns)", "[x](../data.md#columns)"),
         ("CONTRIBUTING.md", "contributing.md", "[x](docs/architecture.md)", "[x](architecture.md)"),
+        ("docs/stages/index.md", "stages/index.md", "[data.md](../data.md)", "[Data](../data.md)"),
         ("docs/index.md", "index.md", "[the notice](../NOTICE)", "the notice"),
         ("docs/index.md", "index.md", "[x](nothing.md)", "[x](nothing.md)"),
         ("docs/index.md", "index.md", "[x](https://example.org/a.md)", "[x](https://example.org/a.md)"),
