@@ -63,6 +63,7 @@ KINDS = {
         Kind("planners", "flowact.planning", "Planner"),
         Kind("stages", "flowact.stages", "Stage"),
         Kind("data", "lightning.pytorch", "LightningDataModule"),
+        Kind("solvers", "flowact.schedulers", "Solver"),
         Kind("callbacks", "lightning.pytorch", "Callback"),
         Kind("strategies", "lightning.pytorch", "Strategy"),
         Kind("characters", "flowact.characters", "Character"),

@@ -33,15 +33,18 @@ class TensorRecord:
 
     def to(self: Record, *args: Any, **kwargs: Any) -> Record:
         """Same record with every tensor moved or cast as by `torch.Tensor.to`; integer tensors keep their type."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(moved(part) for part in value)
             if isinstance(value, TensorRecord):
-                moved[field.name] = value.to(*args, **kwargs)
-            elif isinstance(value, Tensor):
-                target = value.to(*args, **kwargs)
-                moved[field.name] = target if value.is_floating_point() else target.to(value.dtype)
-        return replace(self, **moved)  # type: ignore[type-var]
+                return value.to(*args, **kwargs)
+            if not isinstance(value, Tensor):
+                return value
+            target = value.to(*args, **kwargs)
+            return target if value.is_floating_point() else target.to(value.dtype)
+
+        return replace(self, **{field.name: moved(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type, type-var]
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,23 @@ class Chunk(TensorRecord):
         audio_BFAD: audio features of the same frames.
         text_BLD: features of the one caption that is in force for the chunk.
         identity: number that the stream gave it; chunks cut from it keep the number, chunks made of changed contents have None.
+        trail: what a solver remembers of the chunk's way down the stairs; None before its first step, after its last, and where that is nothing.
     """
 
     latents_BFCHW: Tensor
     audio_BFAD: Tensor
     text_BLD: Tensor
     identity: int | None = None
+    trail: TensorRecord | None = None
 
     @property
     def num_frames(self) -> int:
         return self.latents_BFCHW.shape[1]
 
     def noised(self, sigma: float | Tensor, noise_BFCHW: Tensor) -> Chunk:
-        """The chunk at a noise level, one for all samples or one of each: x = (1 - sigma) x0 + sigma eps."""
+        """The chunk at a noise level, one for all samples or one of each: x = (1 - sigma) x0 + sigma eps. Its way down begins there."""
         level = sigma.to(self.latents_BFCHW)[:, None, None, None, None] if isinstance(sigma, Tensor) else sigma
-        return replace(self, latents_BFCHW=(1 - level) * self.latents_BFCHW + level * noise_BFCHW)
+        return replace(self, latents_BFCHW=(1 - level) * self.latents_BFCHW + level * noise_BFCHW, trail=None)
 
 
 @dataclass(frozen=True)
@@ -266,11 +271,6 @@ class MemoryFeatures(TensorRecord):
     reference_BFCHW: Tensor | None = None
     key_mask_BL: Tensor | None = None
     lengths: tuple[int, ...] = ()
-
-    def to(self, *args: Any, **kwargs: Any) -> MemoryFeatures:
-        """See `TensorRecord.to`."""
-        keys, values = (tuple(tensor.to(*args, **kwargs) for tensor in tensors) for tensors in (self.keys, self.values))
-        return replace(super().to(*args, **kwargs), keys=keys, values=values)
 
     @staticmethod
     def joined(parts: Sequence[MemoryFeatures]) -> MemoryFeatures:

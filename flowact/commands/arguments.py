@@ -10,6 +10,7 @@ from flowact.errors import UserError
 
 if TYPE_CHECKING:
     from flowact.sampling.refinement import Refinement
+    from flowact.schedulers.solver import Solver
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,12 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         "--micro-steps", type=int, metavar="M", help="evaluations per stair; 1 for a distilled model (default: as the checkpoint says, else 1)"
     )
     parser.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="takes chunks from level to level: a name from `flowact list solvers`, or '{class_path: NAME, init_args: {...}}' "
+        "(default: as the checkpoint says, else Euler)",
+    )
+    parser.add_argument(
         "--guidance",
         type=guidance_scales,
         default=1.0,
@@ -31,6 +38,24 @@ def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance scale; 1 is none, any other doubles the evaluations but for a model that was distilled with scales as inputs, "
         "which also takes one each as TEXT,AUDIO (default: %(default)s)",
     )
+
+
+def chosen_solver(args: argparse.Namespace) -> Solver | None:
+    """The solver that `--solver` names; None leaves it to the checkpoint.
+
+    Raises:
+        UserError: no such solver, or arguments that it does not take.
+    """
+    from flowact.schedulers.named import solver_of
+    from flowact.strict_yaml import read_yaml
+
+    if args.solver is None:
+        return None
+    given, _ = read_yaml(args.solver, "--solver")
+    try:
+        return solver_of(given)
+    except UserError as error:
+        raise UserError(f"--solver {args.solver}: {error}") from error
 
 
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:

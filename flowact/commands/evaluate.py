@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement
+from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def evaluate_checkpoint(args: argparse.Namespace, held_out: HeldOut) -> Evaluati
     from flowact.evaluation import evaluate_stream
     from flowact.sampling.pipeline import Pipeline
 
-    refinement = chosen_refinement(args)
-    pipeline = Pipeline.from_checkpoint(args.checkpoint, args.device, args.micro_steps, args.guidance, refinement=refinement)
+    refinement, solver = chosen_refinement(args), chosen_solver(args)
+    pipeline = Pipeline.from_checkpoint(args.checkpoint, args.device, args.micro_steps, args.guidance, refinement=refinement, solver=solver)
     return evaluate_stream(pipeline, held_out, args.seed)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement
+from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,13 +64,14 @@ def run(args: argparse.Namespace) -> int:
     from flowact.shipped import shipped_model
     from flowact.types import SAMPLE_RATE
 
+    solver = chosen_solver(args)
     sounds = [load_audio(job.audio) for job in jobs]
     written = [load_prompts(job.prompts) if job.prompts else None for job in jobs]
     checkpoint = args.checkpoint or shipped_model().checkpoint
     micro_steps, remark = steps_to_stream(checkpoint, args.micro_steps)
     if remark and not args.quiet:
         print(f"flowact: {remark}", file=sys.stderr)
-    pipeline = Pipeline.from_checkpoint(checkpoint, args.device, micro_steps, args.guidance, refinement=chosen_refinement(args))
+    pipeline = Pipeline.from_checkpoint(checkpoint, args.device, micro_steps, args.guidance, refinement=chosen_refinement(args), solver=solver)
     pictures = [load_picture(job.reference, pipeline.picture_size)[0] for job in jobs]
     sounds = [fit_length(sound, round(args.seconds * SAMPLE_RATE) if args.seconds else len(sound)) for sound in sounds]
     prompts = [plan_prompts(pipeline, sound) if own is None else own for own, sound in zip(written, sounds, strict=True)]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement
+from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ def load_model(args: argparse.Namespace) -> CheckpointModel:
     micro_steps, remark = steps_to_stream(folder, args.micro_steps)
     if remark and not args.quiet:
         print(f"flowact: {remark}", file=sys.stderr)
-    pipeline = Pipeline.from_checkpoint(folder, args.device, micro_steps, args.guidance, refinement=chosen_refinement(args))
+    refinement, solver = chosen_refinement(args), chosen_solver(args)
+    pipeline = Pipeline.from_checkpoint(folder, args.device, micro_steps, args.guidance, refinement=refinement, solver=solver)
     size = pipeline.picture_size
     characters = pictured_characters(args.reference, size) or synthetic_characters(checkpoint.lineage.get("character"), size)
     name = folder.resolve().name if shipped is None else shipped.name

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from flowact.sampling.latency import LatencyBudget
 from flowact.sampling.refinement import NoRefinement, Refinement
 from flowact.sampling.stream import ChunkStream, evaluations_per_chunk
 from flowact.sampling.window import Guidance, WindowEngine
+from flowact.schedulers.euler import Euler
+from flowact.schedulers.named import solver_of
+from flowact.schedulers.solver import Solver
 from flowact.schedulers.staircase import Staircase
 from flowact.types import SAMPLES_PER_FRAME, STATES, Visibility
 
@@ -90,7 +93,7 @@ class Pipeline:
     autocast: bool | None = None
     visibility: Visibility = Visibility()
     scales: tuple[float, float] | None = None
-    solver: Literal["euler", "renoise"] = "euler"
+    solver: Solver = Euler()
     refinement: Refinement = NoRefinement()
 
     @classmethod
@@ -102,6 +105,7 @@ class Pipeline:
         guidance: float | tuple[float, float] = 1.0,
         shift: float | None = None,
         refinement: Refinement = NoRefinement(),
+        solver: Solver | None = None,
     ) -> Pipeline:
         """Build from a checkpoint folder; a recipe in it may only name registered components.
 
@@ -112,6 +116,7 @@ class Pipeline:
             guidance: classifier-free guidance scale; for a model that takes scales as inputs also one each for (text, audio).
             shift: of the staircase; the default is what the stage was trained with, else 1.
             refinement: of the short memory, while a stream runs.
+            solver: takes chunks down the stairs; the default is what the checkpoint says, else `Euler`.
 
         Raises:
             UserError: damaged or incomplete checkpoint, or guidance that the model was not trained for.
@@ -141,7 +146,7 @@ class Pipeline:
             *character_captions(lineage.get("character")),
             visibility=trained_visibility(arguments),
             scales=scales,
-            solver=lineage.get("solver", "euler"),
+            solver=solver_of(lineage.get("solver", "euler")) if solver is None else solver,
             refinement=refinement,
         )
 

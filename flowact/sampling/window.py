@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from torch import Tensor
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
 from flowact.sampling.reuse import KeptFeatures, unconditional
+from flowact.schedulers.euler import Euler
+from flowact.schedulers.solver import Solver, gaussian
 from flowact.schedulers.staircase import Staircase
 from flowact.types import Chunk, ConditionTokens, MemoryFeatures, MemoryView, Segment, Visibility, WindowLayout, concatenate_chunks
 
@@ -42,7 +43,7 @@ class WindowState:
 
     Attributes:
         memory: the bank's state.
-        stream: W - 1 chunks.
+        stream: W - 1 chunks, each with its trail (see `Solver`).
         emitted: chunks that left.
         features: features of memory's entries as of the last step.
     """
@@ -127,7 +128,7 @@ class WindowEngine:
         bank: memory strategy.
         staircase: levels of the W chunks.
         guidance: classifier-free guidance; off for a distilled model.
-        solver: "euler" follows the probability-flow ODE, "renoise" jumps to the clean estimate and adds fresh noise (consistency sampling).
+        solver: takes each chunk from level to level; what it remembers of a chunk travels with the chunk.
         visibility: who may attend to whom; that of training.
         reuse_memory: compute memory's features once per step, and once in an entry's life where entries are isolated, instead of once per evaluation.
             Changes nothing but the time. Without effect for denoisers that cannot.
@@ -138,7 +139,7 @@ class WindowEngine:
     bank: MemoryBank[Any]
     staircase: Staircase
     guidance: Guidance = Guidance()
-    solver: Literal["euler", "renoise"] = "euler"
+    solver: Solver = Euler()
     visibility: Visibility = Visibility()
     reuse_memory: bool = True
     scales: tuple[float, float] | None = None
@@ -176,7 +177,7 @@ class WindowEngine:
         Args:
             state: W - 1 chunks in the stream.
             entering: conditions of the new chunk; its latents are the noise it starts from.
-            generator: source of further noise ("renoise" only).
+            generator: source of further noise, for solvers that draw some.
 
         Returns:
             the new state, and the clean chunk that left. While `state.emitted` is negative that chunk is one of the still chunks.
@@ -203,14 +204,10 @@ class WindowEngine:
             generator: source of further noise.
         """
         memory, stream, stairs = self.bank.read(state.memory), list(entering), self.staircase.num_chunks
-        levels = self.staircase.at(torch.arange(self.staircase.evaluations_per_chunk, -1, -1) / self.staircase.micro_steps)
-        for now, after in pairwise(levels.tolist()):
-            velocity = self._velocity(memory, stream, torch.full((stairs,), now), None)
-            runs = split_frames(velocity, stream)
-            stream = [
-                replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
-                for chunk, run in zip(stream, runs, strict=True)
-            ]
+        levels = self.staircase.at(torch.arange(self.staircase.evaluations_per_chunk, -1, -1) / self.staircase.micro_steps).tolist()
+        for passed in range(len(levels) - 1):
+            velocity = self._velocity(memory, stream, torch.full((stairs,), levels[passed]), None)
+            stream = self._descend(stream, velocity, [levels[passed:]] * stairs, generator)
         state, done = self.leave(replace(state, features=KeptFeatures(), emitted=max(state.emitted, 0)), stream)
         return replace(state, stream=self.on_stairs(state.stream, generator)), done
 
@@ -238,15 +235,12 @@ class WindowEngine:
 
     def descend(self, stream: Sequence[Chunk], velocity: Tensor, micro_step: int, generator: torch.Generator | None = None) -> list[Chunk]:
         """The chunks one micro-step further down, by the solver."""
-        now_K, next_K = self.staircase.stairs(micro_step), self.staircase.stairs(micro_step + 1)
-        return [
-            replace(chunk, latents_BFCHW=self._descend(chunk.latents_BFCHW, run.latents_BFCHW, now, after, generator))
-            for chunk, run, now, after in zip(stream, split_frames(velocity, stream), now_K.tolist(), next_K.tolist(), strict=True)
-        ]
+        ways = [self.staircase.descent(place, micro_step) for place in range(len(stream))]
+        return self._descend(stream, velocity, ways, generator)
 
     def leave(self, state: WindowState, stream: Sequence[Chunk]) -> tuple[WindowState, Chunk]:
         """The state after the left one of W chunks left clean and was written to memory, and that chunk."""
-        done = replace(stream[0], identity=state.emitted)
+        done = replace(stream[0], identity=state.emitted, trail=None)
         return replace(state, memory=self.bank.write(state.memory, done), stream=tuple(stream[1:]), emitted=state.emitted + 1), done
 
     def on_stairs(self, clean: Sequence[Chunk], generator: torch.Generator | None) -> tuple[Chunk, ...]:
@@ -254,13 +248,12 @@ class WindowEngine:
         sigma_K = self.staircase.stairs(0.0).tolist()
         return tuple(chunk.noised(sigma, gaussian(chunk.latents_BFCHW, generator)) for chunk, sigma in zip(clean, sigma_K, strict=False))
 
-    def _descend(self, latents: Tensor, velocity: Tensor, now: float, after: float, generator: torch.Generator | None) -> Tensor:
-        if self.solver == "euler" or after == 0.0:
-            return latents + (after - now) * velocity
-        clean = latents - now * velocity
-        return (1 - after) * clean + after * gaussian(clean, generator)
-
-
-def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard noise of the shape of `like`, drawn on the CPU so that a seed gives the same noise on every device."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    def _descend(
+        self, stream: Sequence[Chunk], velocity: Tensor, ways: Sequence[Sequence[float]], generator: torch.Generator | None
+    ) -> list[Chunk]:
+        """The chunks one level further on their ways."""
+        lower = []
+        for chunk, run, levels in zip(stream, split_frames(velocity, stream), ways, strict=True):
+            latents, trail = self.solver.step(chunk.latents_BFCHW, run.latents_BFCHW, levels, chunk.trail, generator)
+            lower.append(replace(chunk, latents_BFCHW=latents, trail=trail))
+        return lower

@@ -45,3 +45,13 @@ class Staircase:
     def stairs(self, micro_step: float) -> Tensor:
         """sigma_K of the W chunks, left to right, after `micro_step` of the M micro-steps since noise entered."""
         return self.at(torch.arange(1, self.num_chunks + 1) - micro_step / self.micro_steps)
+
+    def descent(self, place: int, micro_step: int = 0) -> tuple[float, ...]:
+        """Levels from where a chunk stands to clean, one per evaluation that is left, and 0.
+
+        Args:
+            place: of the chunk in the window, 0 is the left one, W - 1 the one that entered last.
+            micro_step: micro-steps since that one entered.
+        """
+        steps = torch.arange(micro_step, (place + 1) * self.micro_steps + 1)
+        return tuple(self.at((place + 1) - steps / self.micro_steps).tolist())

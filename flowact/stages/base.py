@@ -26,6 +26,8 @@ from flowact.models.adapters import Adapter, FullFinetune
 from flowact.models.base import Denoiser
 from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
+from flowact.schedulers.named import SolverWord
+from flowact.schedulers.solver import Solver
 from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, bin_name, gradient_norm, is_logged, level_sums, partitioning_engine
 from flowact.strategies import check_strategy, full_fp32_weights, step_was_skipped
 from flowact.types import Batch, Chunk, MemoryView, Visibility
@@ -256,6 +258,8 @@ class DenoiserStage(Stage):
 
     #: M of a checkpoint's streams, unless they are asked for another
     micro_steps: int = 1
+    #: how a checkpoint's streams descend, unless they are asked for another way: a word, or a component
+    solver: SolverWord | Solver = "euler"
 
     def __init__(
         self,
@@ -296,8 +300,15 @@ class DenoiserStage(Stage):
         data = self._data().lineage
         geometry = {"chunk_frames": self.chunk_frames, "num_chunks": self.num_chunks, "memory": type(self.memory).__name__}
         # with full visibility no stream is trained, and streams have the runtime's own geometry
-        stream = {"stream_chunks": self.num_chunks, "micro_steps": self.micro_steps} if self.visibility.causal else {}
+        stream = {"stream_chunks": self.num_chunks, "micro_steps": self.micro_steps, "solver": self._named_solver()} if self.visibility.causal else {}
         return {"stage": self.name, **geometry, **stream, "ancestors": self.ancestors, **self.base_lineage, **data}
+
+    def _named_solver(self) -> Any:
+        """The solver as a checkpoint names it: a word, or the spec in the recipe."""
+        if isinstance(self.solver, str):
+            return self.solver
+        spec = ((self.recipe.get("model") or {}).get("init_args") or {}).get("solver")
+        return spec or {"class_path": type(self.solver).__name__}
 
     @property
     def autoencoder_folder(self) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from flowact.memory.corruptors import GroundTruthMemory, MemoryCorruptor
 from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import shift_levels
+from flowact.schedulers.named import SolverWord
+from flowact.schedulers.solver import Solver
 from flowact.stages.moving_target import MovingTarget
 from flowact.stages.self_forcing import SelfForcing
 from flowact.types import Batch, Chunk, MemoryView
@@ -44,7 +46,7 @@ class ConsistencyDistillation(SelfForcing):
         chunks_share_level: one t per sample, as in Causal-Forcing; False draws one per chunk, as the chunks of a staircase have.
         target_decay: weight of the past in the target's moving average; 0 makes the target the student of the last update.
         target_start: until so many optimizer steps the target is the student of the last update.
-        solver: how streams of this checkpoint descend, see `WindowEngine`.
+        solver: see `ChunkwiseDiffusionForcing`.
         options: the other arguments of `SelfForcing`.
 
     Raises:
@@ -65,23 +67,18 @@ class ConsistencyDistillation(SelfForcing):
         chunks_share_level: bool = False,
         target_decay: float = 0.99,
         target_start: int = 200,
-        solver: Literal["euler", "renoise"] = "renoise",
+        solver: SolverWord | Solver = "renoise",
         **options: Any,
     ) -> None:
         super().__init__(
-            denoiser, memory, levels=None, corruptor=corruptor or GroundTruthMemory(), dropout=ConditionDropout(0.0, 0.0), **options
+            denoiser, memory, None, corruptor=corruptor or GroundTruthMemory(), dropout=ConditionDropout(0.0, 0.0), solver=solver, **options
         )
         if grid_points < 1:
             raise ValueError(f"grid_points is {grid_points}; a path has at least 1 step, typically 20 to 50")
         self.grid = shift_levels(torch.linspace(1.0, 0.0, grid_points + 1), shift)
         self.guidance = Guidance(guidance)
         self.chunks_share_level = chunks_share_level
-        self.solver = solver
         self.target = MovingTarget(target_decay, target_start)
-
-    def lineage(self) -> dict[str, Any]:
-        """See `Stage.lineage`; the solver is that of this checkpoint's streams."""
-        return super().lineage() | {"solver": self.solver}
 
     # --- the target network, beside the trained one
 

@@ -11,6 +11,8 @@ from flowact.memory.structured import StructuredMemory
 from flowact.models.base import Denoiser
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.forcing import MixedLevels
+from flowact.schedulers.named import SolverWord
+from flowact.schedulers.solver import Solver
 from flowact.stages.base import DenoiserStage
 from flowact.types import Batch, Chunk
 
@@ -26,6 +28,8 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         levels: noise levels per chunk; which law the paper uses is not stated, so the default mixes two.
         start: probability that a training step's memory holds only the reference and a random part of the history, as in a stream's first seconds.
         micro_steps: M, evaluations per stair in streams of the checkpoint, unless they are asked for another; training does not depend on it.
+        solver: how streams of the checkpoint descend, unless they are asked for another way, and rollouts in training: "euler", "renoise", or a
+            component of kind solvers.
         options: the other arguments of `DenoiserStage`.
 
     Raises:
@@ -42,6 +46,7 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
         *,
         start: float = 0.2,
         micro_steps: int = 1,
+        solver: SolverWord | Solver = "euler",
         **options: Any,
     ) -> None:
         super().__init__(denoiser, memory or StructuredMemory(), levels or MixedLevels(), **options)
@@ -51,6 +56,7 @@ class ChunkwiseDiffusionForcing(DenoiserStage):
             raise ValueError(f"micro_steps is {micro_steps}; a chunk is evaluated at least 1 time on each stair, several times if it has one stair")
         self.start = start
         self.micro_steps = micro_steps
+        self.solver = solver
 
     def history(self, batch: Batch) -> list[Chunk]:
         """The chunks before the stream; sometimes only the last few, on every process as many, so that memory is partly filled."""

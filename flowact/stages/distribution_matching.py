@@ -20,6 +20,7 @@ from flowact.models.base import Denoiser
 from flowact.sampling.window import Guidance, WindowEngine, WindowState, gaussian, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.flow import UniformLevel
+from flowact.schedulers.named import solver_of
 from flowact.schedulers.staircase import Staircase
 from flowact.stages.adversarial import Adversarial, ScoreWithHead, critic_loss, generator_loss
 from flowact.stages.base import AdamW
@@ -61,14 +62,13 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         scores_see: what the scores see beside the clip: the student's memory under `visibility`, or the reference under full visibility.
         guidance: classifier-free guidance scale w of the real score, v = v_without + w (v_with - v_without); 1 is none.
         rollout: most chunks that the student streams before the window, each step from none to so many; they stand in the history.
-        solver: how a rollout descends, see `WindowEngine`; the same as in the stream.
         student_every: k, the student is updated in every k-th training step.
         clip: largest gradient norm of either role; None does not clip.
         adversarial: weights of the adversarial loss; off by default.
         optimizer: of the student; its schedule runs over the student's updates.
         fake_score_optimizer: of the fake score.
-        options: the other arguments of `ChunkwiseDiffusionForcing` and `SeveralRoles`; `micro_steps` is M in training too, and an adapter is
-            attached to student and fake score.
+        options: the other arguments of `ChunkwiseDiffusionForcing` and `SeveralRoles`; `micro_steps` is M in training too, rollouts descend by
+            `solver`, and an adapter is attached to student and fake score.
 
     Raises:
         ValueError: no window, an adversarial loss beside an adapter, or as `Staircase` and `ScoreWithHead`.
@@ -90,7 +90,6 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         scores_see: Literal["memory", "reference"] = "memory",
         guidance: float = 1.0,
         rollout: int = 0,
-        solver: Literal["euler", "renoise"] = "euler",
         student_every: int = 5,
         clip: float | None = 10.0,
         adversarial: Adversarial = Adversarial(),
@@ -116,7 +115,6 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         self.adversarial = adversarial
         self.guidance = Guidance(guidance)
         self.rollout = rollout
-        self.solver: Literal["euler", "renoise"] = solver
         score = copy.deepcopy(denoiser)
         self.fake_score: Denoiser | ScoreWithHead = ScoreWithHead(score, adversarial.blocks) if adversarial.is_on else score
         self.real_score = Frozen()
@@ -136,9 +134,9 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
         return self._roles["student"].num_updates
 
     def lineage(self) -> dict[str, Any]:
-        """See `Stage.lineage`; the solver is that of this checkpoint's streams, `teachers` say what the scores were trained on."""
+        """See `Stage.lineage`; `teachers` say what the scores were trained on."""
         teachers = {"teachers": trained_on(self._scores_lineage)} if self.scores is not None and self._scores_lineage is not None else {}
-        return super().lineage() | {"solver": self.solver} | teachers
+        return super().lineage() | teachers
 
     @property
     def window_frames(self) -> int:
@@ -233,7 +231,7 @@ class DistributionMatching(SeveralRoles, ChunkwiseDiffusionForcing):
     def window_engine(self) -> WindowEngine:
         """The student's window engine."""
         network = self.network("student")
-        return WindowEngine(network, self.memory, self.staircase, solver=self.solver, visibility=self.visibility, reuse_memory=False)
+        return WindowEngine(network, self.memory, self.staircase, solver=solver_of(self.solver), visibility=self.visibility, reuse_memory=False)
 
     @torch.no_grad()
     def begin(self, batch: Batch, depth: int) -> tuple[WindowState, list[Chunk]]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from flowact.memory.structured import reference_chunk
 from flowact.models.base import Denoiser
 from flowact.sampling.window import WindowEngine, predict_velocity, split_frames
 from flowact.schedulers.base import NoiseScheduler
+from flowact.schedulers.named import solver_of
 from flowact.schedulers.staircase import Staircase
 from flowact.stages.base import DenoiserStage
 from flowact.stages.curves import is_logged
@@ -58,8 +59,6 @@ class SelfForcing(ChunkwiseDiffusionForcing):
     """
 
     name = "self_forcing"
-    #: how a rollout descends, see `WindowEngine`
-    solver: Literal["euler", "renoise"] = "euler"
 
     def __init__(
         self,
@@ -182,7 +181,7 @@ class SelfForcing(ChunkwiseDiffusionForcing):
         earlier, streamed = list(history[: len(history) - num_chunks]), history[len(history) - num_chunks :]
         chunks = [*streamed, *self.stream(batch)[: self.num_chunks - 1]]
         staircase = Staircase(self.num_chunks, micro_steps, shift)
-        engine = WindowEngine(self.denoiser, self.memory, staircase, solver=self.solver, visibility=self.visibility, reuse_memory=False)
+        engine = WindowEngine(self.denoiser, self.memory, staircase, solver=solver_of(self.solver), visibility=self.visibility, reuse_memory=False)
         memory = self.memory.reset(reference_chunk(batch.reference_BFCHW, history[0]))
         for chunk in earlier:
             memory = self.memory.write(memory, chunk)

@@ -98,7 +98,7 @@ def graded_rollout(engine: WindowEngine, state: WindowState, entering: Sequence[
 def clean_estimate(stream: Sequence[Chunk], velocity: Tensor, sigma_K: Tensor) -> list[Chunk]:
     """x0 = x - sigma v of each chunk."""
     return [
-        replace(chunk, latents_BFCHW=chunk.latents_BFCHW - sigma * run.latents_BFCHW)
+        replace(chunk, latents_BFCHW=chunk.latents_BFCHW - sigma * run.latents_BFCHW, trail=None)
         for chunk, run, sigma in zip(stream, split_frames(velocity, stream), sigma_K.tolist(), strict=True)
     ]
 

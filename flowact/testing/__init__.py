@@ -28,6 +28,7 @@ from flowact.testing.formats import check_format
 from flowact.testing.memory import check_corruptor, check_memory_bank
 from flowact.testing.planners import check_planner
 from flowact.testing.schedulers import check_noise_scheduler
+from flowact.testing.solvers import check_solver
 from flowact.testing.writers import check_writer
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "check_planner",
     "check_positions",
     "check_prefixes",
+    "check_solver",
     "check_writer",
     "random_window",
     "stream_layout",

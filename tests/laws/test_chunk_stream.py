@@ -13,7 +13,7 @@ from flowact.memory.structured import reference_chunk
 from flowact.sampling import ChunkStream, Guidance, LatencyBudget, WindowEngine
 from flowact.sampling.stream import evaluations_per_chunk
 from flowact.sampling.window import gaussian
-from flowact.schedulers import Staircase
+from flowact.schedulers import Renoise, Staircase
 from flowact.types import Chunk, ConditionTokens, Segment, Visibility, WindowLayout
 
 N = 3
@@ -65,7 +65,7 @@ def offline(engine, conditions, seed=0):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"solver": "renoise", "micro_steps": 2}, {"bank": SlidingWindowMemory()}, {"bank": NoMemory()},
+    [{}, {"solver": Renoise(), "micro_steps": 2}, {"bank": SlidingWindowMemory()}, {"bank": NoMemory()},
      {"visibility": Visibility(stream="block_causal")}, {"num_chunks": 2, "guidance": Guidance(2.0)}],
 )  # fmt: skip
 def test_a_session_is_the_offline_loop_and_its_frames_are_the_batch_decode(options):

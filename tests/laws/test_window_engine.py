@@ -10,7 +10,7 @@ from oracle import ConstantDenoiser, PerfectDenoiser, clean_chunks, knowing_chun
 
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.sampling import Guidance, WindowEngine, predict_velocity
-from flowact.schedulers import Staircase
+from flowact.schedulers import Euler, Renoise, Staircase
 from flowact.types import Segment, Visibility
 
 
@@ -32,7 +32,7 @@ def run(engine, clean):
     return state, left
 
 
-@pytest.mark.parametrize(("num_chunks", "micro_steps", "solver", "shift"), list(product((1, 2, 3), (1, 2, 4), ("euler", "renoise"), (1.0, 5.0))))
+@pytest.mark.parametrize(("num_chunks", "micro_steps", "solver", "shift"), list(product((1, 2, 3), (1, 2, 4), (Euler(), Renoise()), (1.0, 5.0))))
 def test_a_perfect_denoiser_gives_back_the_clean_latents(num_chunks, micro_steps, solver, shift):
     clean = clean_chunks(6)
     engine = WindowEngine(PerfectDenoiser(), StructuredMemory(), Staircase(num_chunks, micro_steps, shift), solver=solver)
@@ -154,7 +154,7 @@ def test_the_chunk_that_leaves_sees_the_one_that_enters_if_it_is_let(stream, see
     assert torch.allclose(*left, atol=1e-5) != sees
 
 
-@pytest.mark.parametrize("solver", ["euler", "renoise"])
+@pytest.mark.parametrize("solver", [Euler(), Renoise()], ids=["euler", "renoise"])
 def test_chunks_in_the_stream_lie_between_the_clean_latents_and_noise(solver):
     """One stair down, a chunk is (1 - s) x0 + s eps: with the noise that it came with (euler) or with fresh noise."""
     engine = WindowEngine(PerfectDenoiser(), NoMemory(), Staircase(3, shift=2.0), solver=solver)
@@ -165,7 +165,7 @@ def test_chunks_in_the_stream_lie_between_the_clean_latents_and_noise(solver):
         noise = (chunk.latents_BFCHW - (1 - level) * 5.0) / level
         assert float(noise.mean()) == pytest.approx(0, abs=0.1)
         assert float(noise.std()) == pytest.approx(1, abs=0.1)
-    assert torch.allclose(noise, entering.latents_BFCHW, atol=1e-4) == (solver == "euler")
+    assert torch.allclose(noise, entering.latents_BFCHW, atol=1e-4) == (not solver.draws_noise)
 
 
 def test_a_start_needs_the_right_number_of_still_chunks():

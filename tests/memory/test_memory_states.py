@@ -259,7 +259,7 @@ def test_selecting_samples_takes_each_from_its_own_record():
         assert torch.equal(x[1], z[1])
     assert select(chosen, a, a) is a
     assert select(chosen, torch.tensor(3), torch.tensor(5)) == 3  # of the whole batch
-    with pytest.raises(ValueError, match="MemoryState of 3 parts where the other has Chunk of 4 parts"):
+    with pytest.raises(ValueError, match="MemoryState of 3 parts where the other has Chunk of 5 parts"):
         select(chosen, a.reference, a)
     with pytest.raises(ValueError, match=r"\(2, 1\) became \(2, 3\)"):
         select(chosen, torch.zeros(2, 3), torch.zeros(2, 1))

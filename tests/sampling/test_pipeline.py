@@ -17,7 +17,7 @@ from flowact.errors import UserError
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.sampling import Guidance
 from flowact.sampling.pipeline import Pipeline, character_captions, to_pixels, trained_shift
-from flowact.schedulers import Staircase
+from flowact.schedulers import Euler, Renoise, Staircase
 from flowact.stages.preview import preview_pipeline
 
 
@@ -174,11 +174,11 @@ def test_previews_stream_as_generating_would(tmp_path):
 
 def test_solver_and_guidance_are_what_the_stage_was_trained_for(tmp_path):
     plain = Pipeline.from_checkpoint(write(tmp_path / "plain"), guidance=2.0).engine
-    assert (plain.solver, plain.guidance, plain.scales) == ("euler", Guidance(2.0), None)
+    assert (plain.solver, plain.guidance, plain.scales) == (Euler(), Guidance(2.0), None)
     folder = write(tmp_path / "distilled", solver="renoise", guidance_ranges={"text": [1.0, 3.0], "audio": [1.0, 2.0]})
     for asked, scales in ((1.0, (1.0, 1.0)), (2.0, (2.0, 2.0)), ((3.0, 1.5), (3.0, 1.5))):
         engine = Pipeline.from_checkpoint(folder, guidance=asked).engine
-        assert (engine.solver, engine.guidance, engine.scales) == ("renoise", Guidance(1.0), scales)
+        assert (engine.solver, engine.guidance, engine.scales) == (Renoise(), Guidance(1.0), scales)
         assert engine.evaluations_per_chunk == 3
     with pytest.raises(UserError, match="guidance 3 for audio"):
         Pipeline.from_checkpoint(folder, guidance=3.0)

@@ -67,7 +67,7 @@ def test_the_lineage_tells_a_stream_how_to_ask(tmp_path):
         fit(tmp_path, name, name, 1)
     guided, consistent = (open_checkpoint(tmp_path / name).lineage for name in NAMES)
     assert guided["guidance_ranges"] == {"text": [1.0, 4.0], "audio": [1.0, 4.0]}
-    assert "solver" not in guided
+    assert guided["solver"] == "euler"
     assert consistent["solver"] == "renoise"
     assert "guidance_ranges" not in consistent
 
