@@ -58,6 +58,17 @@ def chosen_solver(args: argparse.Namespace) -> Solver | None:
         raise UserError(f"--solver {args.solver}: {error}") from error
 
 
+def add_lora_argument(parser: argparse.ArgumentParser) -> None:
+    """LoRAs that are merged before streaming."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="merge a LoRA into the weights first: what `flowact export --lora` wrote, a LoRA's checkpoint, or a .safetensors file (repeatable)",
+    )
+
+
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether a stream refines its memory."""
     parser.add_argument(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
+from flowact.commands.arguments import add_lora_argument, add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, metavar="N", help="length; silence follows the end of the sound (default: each sound's length)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
+    add_lora_argument(parser)
     add_stream_arguments(parser)
     add_refinement_arguments(parser)
     parser.add_argument("--scale", type=int, metavar="K", help="enlarge the picture K times (default: to about 384 pixels)")
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     micro_steps, remark = steps_to_stream(checkpoint, args.micro_steps)
     if remark and not args.quiet:
         print(f"flowact: {remark}", file=sys.stderr)
-    pipeline = Pipeline.from_checkpoint(checkpoint, args.device, micro_steps, args.guidance, refinement=chosen_refinement(args), solver=solver)
+    pipeline = Pipeline.from_checkpoint(
+        checkpoint, args.device, micro_steps, args.guidance, refinement=chosen_refinement(args), solver=solver, loras=args.lora
+    )
     pictures = [load_picture(job.reference, pipeline.picture_size)[0] for job in jobs]
     sounds = [fit_length(sound, round(args.seconds * SAMPLE_RATE) if args.seconds else len(sound)) for sound in sounds]
     prompts = [plan_prompts(pipeline, sound) if own is None else own for own, sound in zip(written, sounds, strict=True)]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowact.commands.arguments import add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
+from flowact.commands.arguments import add_lora_argument, add_refinement_arguments, add_stream_arguments, chosen_refinement, chosen_solver
 from flowact.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer", action="append", default=[], metavar="FILE", help="speech for --responder recorded (repeatable)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
+    add_lora_argument(parser)
     add_stream_arguments(parser)
     add_refinement_arguments(parser)
     parser.add_argument(
@@ -155,15 +156,27 @@ def load_model(args: argparse.Namespace) -> CheckpointModel:
     micro_steps, remark = steps_to_stream(folder, args.micro_steps)
     if remark and not args.quiet:
         print(f"flowact: {remark}", file=sys.stderr)
-    refinement, solver = chosen_refinement(args), chosen_solver(args)
-    pipeline = Pipeline.from_checkpoint(folder, args.device, micro_steps, args.guidance, refinement=refinement, solver=solver)
+    options = {"refinement": chosen_refinement(args), "solver": chosen_solver(args), "loras": args.lora}
+    pipeline = Pipeline.from_checkpoint(folder, args.device, micro_steps, args.guidance, **options)
     size = pipeline.picture_size
     characters = pictured_characters(args.reference, size) or synthetic_characters(checkpoint.lineage.get("character"), size)
     name = folder.resolve().name if shipped is None else shipped.name
     planner = make_planner(args.planner, pipeline.state_captions)
-    model = CheckpointModel(pipeline, name, checkpoint.weights_sha256, characters, planner, args.seed, args.reaction, args.late)
+    weights = fingerprint(checkpoint.weights_sha256, args.lora)
+    model = CheckpointModel(pipeline, name, weights, characters, planner, args.seed, args.reaction, args.late)
     model.try_out()
     return model
+
+
+def fingerprint(weights_sha256: str, loras: Sequence[str]) -> str:
+    """What videos name their weights by: the checkpoint's hash, or with LoRAs the hash of all of them."""
+    if not loras:
+        return weights_sha256
+    import hashlib
+
+    from flowact.models.lora_files import lora_sha256
+
+    return hashlib.sha256("".join([weights_sha256, *map(lora_sha256, loras)]).encode()).hexdigest()
 
 
 def make_planner(name: str, captions: Mapping[str, Sequence[str]]) -> Planner:

@@ -20,6 +20,7 @@ from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
 from flowact.memory.base import MemoryBank
 from flowact.models.base import Denoiser
+from flowact.models.lora_files import with_loras
 from flowact.registry import instantiate
 from flowact.sampling.latency import LatencyBudget
 from flowact.sampling.refinement import NoRefinement, Refinement
@@ -106,6 +107,7 @@ class Pipeline:
         shift: float | None = None,
         refinement: Refinement = NoRefinement(),
         solver: Solver | None = None,
+        loras: Sequence[str | Path] = (),
     ) -> Pipeline:
         """Build from a checkpoint folder; a recipe in it may only name registered components.
 
@@ -117,6 +119,7 @@ class Pipeline:
             shift: of the staircase; the default is what the stage was trained with, else 1.
             refinement: of the short memory, while a stream runs.
             solver: takes chunks down the stairs; the default is what the checkpoint says, else `Euler`.
+            loras: LoRAs to merge into the weights, in order, as `flowact.models.lora_files.read_lora` takes them.
 
         Raises:
             UserError: damaged or incomplete checkpoint, or guidance that the model was not trained for.
@@ -130,12 +133,12 @@ class Pipeline:
             raise UserError(f"{folder} holds imported weights alone, without autoencoder and encoders; train a stage with init_from: {folder} first")
         guidance_scale, scales = asked_guidance(guidance, lineage)
         denoiser: Denoiser = instantiate(arguments["denoiser"], "denoisers")
-        load_into(denoiser, checkpoint.weights(ema=True))
+        load_into(denoiser, with_loras(checkpoint, loras))
         bank_spec = arguments.get("memory") or {"class_path": lineage.get("memory", "StructuredMemory")}
         encoders = lineage["encoders"]
         return cls(
             denoiser.eval().requires_grad_(False).to(device),
-            load_autoencoder(checkpoint.path / "autoencoder").to(device),
+            load_autoencoder(checkpoint.path / checkpoint.autoencoder_name).to(device),
             instantiate(encoders["text"], "conditioning").to(device),
             instantiate(encoders["audio"], "conditioning").to(device),
             instantiate(bank_spec, "memory"),
