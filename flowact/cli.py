@@ -22,6 +22,7 @@ VERBS = {
     "check": ("flowact.commands.check", "find every mistake in a recipe without building anything"),
     "plan": ("flowact.commands.plan", "what a recipe will cost: parameters, operations, memory, predicted times"),
     "diff": ("flowact.commands.diff", "where two recipes or checkpoints differ"),
+    "completion": ("flowact.commands.completion", "a script after which the shell completes both programs"),
     "doctor": ("flowact.commands.doctor", "whether this machine has what FlowAct needs"),
 }
 PROGRAM = Program("flowact", "Train, distil and stream interactive humanoid video models.", VERBS, silence_libraries)

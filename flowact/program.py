@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,9 @@ from typing import NoReturn
 
 from flowact.endings import json_alone, run_program, wants_debug
 from flowact.errors import UserError, did_you_mean
+
+#: set by the shell's script when Tab is pressed
+ASKED_TO_COMPLETE = "_ARGCOMPLETE"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +110,10 @@ class Program:
         Returns:
             exit code, one of `endings`.
         """
+        if ASKED_TO_COMPLETE in os.environ:
+            from flowact.completion import complete
+
+            complete(self)
         words = list(sys.argv[1:] if argv is None else argv)
         debug = wants_debug(words)
         return run_program(self.name, lambda: self._verb(words, debug), go_on=self.go_on, debug=debug)

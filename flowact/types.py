@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what prepares data, completes a command line or reads a shard needs the numbers and names here, and no torch
+    from torch import Tensor
 
 FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16_000
@@ -33,6 +33,8 @@ class TensorRecord:
 
     def to(self: Record, *args: Any, **kwargs: Any) -> Record:
         """Same record with every tensor moved or cast as by `torch.Tensor.to`; integer tensors keep their type."""
+
+        from torch import Tensor
 
         def moved(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -105,6 +107,8 @@ class Chunk(TensorRecord):
 
     def noised(self, sigma: float | Tensor, noise_BFCHW: Tensor) -> Chunk:
         """The chunk at a noise level, one for all samples or one of each: x = (1 - sigma) x0 + sigma eps. Its way down begins there."""
+        from torch import Tensor
+
         level = sigma.to(self.latents_BFCHW)[:, None, None, None, None] if isinstance(sigma, Tensor) else sigma
         return replace(self, latents_BFCHW=(1 - level) * self.latents_BFCHW + level * noise_BFCHW, trail=None)
 
@@ -275,6 +279,8 @@ class MemoryFeatures(TensorRecord):
     @staticmethod
     def joined(parts: Sequence[MemoryFeatures]) -> MemoryFeatures:
         """Features of several memory entries, side by side."""
+        import torch
+
         if len(parts) == 1:
             return parts[0]
         layers = range(len(parts[0].keys))
@@ -319,6 +325,8 @@ class MemoryView(TensorRecord):
 
     def entries(self, indices: Sequence[int]) -> MemoryView:
         """Some segments alone, in the given order."""
+        import torch
+
         frames_of = list(self.latents_BFCHW.split([segment.num_frames for segment in self.segments], dim=1))
         audio_of = list(self.audio_BFAD.split([segment.num_frames for segment in self.segments], dim=1))
         return MemoryView(
@@ -331,6 +339,8 @@ class MemoryView(TensorRecord):
 
 def concatenate_chunks(chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
     """Latents [B, sum F, C, H, W], audio [B, sum F, A, D] and one text per chunk [B, K, L, D]."""
+    import torch
+
     return (
         torch.cat([chunk.latents_BFCHW for chunk in chunks], dim=1),
         torch.cat([chunk.audio_BFAD for chunk in chunks], dim=1),

@@ -12,7 +12,6 @@ from flowact.errors import UserError, did_you_mean
 from flowact.planning.base import Behaviour, Conversation, Heard, LivePlanner, Phase, chunk_samples, fitted
 from flowact.planning.captions import another, phase_captions
 from flowact.planning.phases import Cues, Moment, Timing, step
-from flowact.planning.silero import SileroDetector
 from flowact.planning.voice import GAP_SECONDS, Ear, EnergyDetector, VoiceDetector, listen
 from flowact.types import SAMPLE_RATE
 
@@ -153,5 +152,7 @@ def _detector(argument: str, name: str, noise_seconds: float) -> VoiceDetector[A
     if name == "energy":
         return EnergyDetector(noise_seconds=noise_seconds)
     if name == "silero":
+        from flowact.planning.silero import SileroDetector  # imports torch
+
         return SileroDetector()
     raise UserError(f"{argument} {name!r}: there is no such detector.{did_you_mean(str(name), DETECTORS)}")
