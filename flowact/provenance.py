@@ -1,4 +1,4 @@
-"""What ran: versions, command line and git state, as plain values for run folders and checkpoints. Names no host and no user; never fails, never waits long."""
+"""What ran: versions, command line and git state, as plain values for run folders and checkpoints. Names no host; never fails, never waits long."""
 
 from __future__ import annotations
 

@@ -1,18 +1,8 @@
-"""Recipes: YAML files that only pick combinations. Compose `_base_`, command-line overrides, then `${...}`; constructors are the schema.
-
-Rules of composition:
-    a child is laid over its bases, mapping by mapping; other values replace;
-    `_replace_: true` inside a mapping lays it over nothing: what the bases say there is dropped;
-    `name+:` appends its list to the base's list;
-    `trainer.callbacks` is a mapping name -> component, so that a child can add, change or (with null) leave out one;
-    on the command line `a.b=value` replaces, `a.b+=value` appends, and a component's bare name (`model.init_args.memory=NoMemory`)
-    or another `class_path` starts with that class's own defaults;
-    `${a.b}` and `${oc.env:FLOWACT_NAME,default}` are resolved last, so they follow overrides; write `\\${` for a literal `${`.
-"""
+"""Recipes: YAML files that only pick combinations. Composed by the rules of `flowact.composition`, then checked; constructors are the schema."""
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -21,13 +11,14 @@ from typing import Any
 
 import flowact
 from flowact import registry
-from flowact.errors import UserError, did_you_mean
-from flowact.signatures import check_arguments, join
-from flowact.strict_yaml import read_yaml, read_yaml_file
+from flowact.composition import CALLBACKS, COMMAND_LINE, Layers, check_vars_used, is_bare_name, leaves, origin_of, override, resolve
+from flowact.errors import UserError, did_you_mean, differ_by_a_letter
+from flowact.registry import SPEC_KEYS
+from flowact.signatures import UnknownArgument, accepted_classes, argument_mistakes, join
+from flowact.strict_yaml import read_yaml_file
 
 SECTIONS = ("about", "vars", "seed", "init_from", "data", "model", "trainer")
 ABOUT = ("title", "command", "hardware", "memory", "time", "expected", "source")
-COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -83,33 +74,7 @@ def find_recipe(name: str | Path, beside: Path | None = None, asked_by: str = ""
 # --- composing --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _overlay(base: Any, child: Any, at: str) -> Any:
-    """`child` laid over `base`; both plain."""
-    if not isinstance(child, dict):
-        return child
-    if child.get("_replace_") is True or not isinstance(base, dict):
-        base = {}
-    result = dict(base)
-    for key, value in child.items():
-        if key == "_replace_":
-            if not isinstance(value, bool):
-                raise UserError(f"{join(at, key)}: _replace_ is true or false, not {value!r}")
-        elif value is None and at == "trainer.callbacks" and key not in base:
-            raise UserError(f"{join(at, key)}: no base has a callback of this name to leave out.{did_you_mean(key, base)}")
-        elif key.endswith("+"):
-            result[key[:-1]] = _append(result.get(key[:-1]), value, join(at, key[:-1]))
-        else:
-            result[key] = _overlay(result.get(key), value, join(at, key))
-    return result
-
-
-def _append(base: Any, more: Any, at: str) -> list[Any]:
-    if not isinstance(more, list) or not isinstance(base, (list, type(None))):
-        raise UserError(f"{at}+: appends a list to a list; the base has {base!r} and the child gives {more!r}")
-    return [*(base or []), *more]
-
-
-def _compose(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
+def _compose(path: Path, chain: tuple[Path, ...]) -> tuple[Layers, list[Path]]:
     if path.resolve() in chain:
         loop = " -> ".join(p.name for p in (*chain, path))
         raise UserError(f"{path}: its _base_ leads back to itself: {loop}")
@@ -121,22 +86,16 @@ def _compose(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
     asked_by = own_origins.get("_base_", str(path))
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{asked_by}: _base_ is a recipe or a list of recipes, not {bases!r}")
-    config: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    layers = Layers()
     sources: list[Path] = []
     for base in bases:
-        base_config, base_origins, base_sources = _compose(find_recipe(base, path.parent, asked_by), (*chain, path.resolve()))
-        config = _overlay(config, base_config, "")
-        origins.update(base_origins)
+        base_layers, base_sources = _compose(find_recipe(base, path.parent, asked_by), (*chain, path.resolve()))
+        layers.add(base_layers.config, base_layers.origins)
+        layers.read_vars |= base_layers.read_vars
         sources += [source for source in base_sources if source not in sources]
     _check_sections(own, own_origins)
-    try:
-        config = _overlay(config, own, "")
-    except UserError as error:
-        place, _, rest = str(error).partition(": ")
-        raise UserError(f"{place} ({_origin(place, own_origins)}): {rest}") from None
-    origins.update({key.replace("+", ""): where for key, where in own_origins.items()})
-    return config, origins, [*sources, path]
+    layers.add(own, own_origins)
+    return layers, [*sources, path]
 
 
 def _check_sections(config: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -146,135 +105,11 @@ def _check_sections(config: Mapping[str, Any], origins: Mapping[str, str]) -> No
         for key in keys:
             if key not in known and key != "_replace_":
                 place = join(prefix, key)
-                raise UserError(f"{place} ({origins.get(place, COMMAND_LINE)}): a recipe has no '{place}'.{did_you_mean(key, known)}")
+                hint = did_you_mean(key, known if prefix else (*known, "_base_"))
+                raise UserError(f"{place} ({origins.get(place, COMMAND_LINE)}): a recipe has no '{place}'.{hint}")
     for section in ("vars", "data", "model", "trainer"):
         if not isinstance(config.get(section), (Mapping, type(None))):
             raise UserError(f"{section} ({origins.get(section, COMMAND_LINE)}): a mapping is expected, not {config[section]!r}")
-
-
-def _override(config: dict[str, Any], text: str, origins: dict[str, str]) -> None:
-    """Apply one `a.b.c=value` in place."""
-    key, equals, raw = text.partition("=")
-    append = key.endswith("+")
-    key = key.removesuffix("+").strip()
-    parts = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
-    if not equals or not all(parts):
-        raise UserError(f"override '{text}': write section.key=value, such as trainer.max_steps=100")
-    value, _ = read_yaml(raw, f"override '{key}'")
-    node: Any = config
-    for depth, part in enumerate(parts[:-1]):
-        at = ".".join(parts[: depth + 1])
-        if isinstance(node, list):
-            node = node[_index(node, part, text)]
-        else:
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        if not isinstance(node, (dict, list)):
-            raise UserError(f"override '{text}': {at} is {node!r}, it has no parts")
-    last: Any = _index(node, parts[-1], text) if isinstance(node, list) else parts[-1]
-    present = node[last] if isinstance(node, list) else node.get(last)
-    if append:
-        value = _append(present, value, key)
-    elif isinstance(present, dict) and "class_path" in present and isinstance(value, str) and "${" not in value:
-        value = {"class_path": value}
-    elif last == "class_path" and present != value and isinstance(node, dict):
-        node.pop("init_args", None)
-    if value is None and ".".join(parts[:-1]) == "trainer.callbacks" and last not in node:
-        raise UserError(f"override '{text}': the recipe has no callback '{last}' to leave out.{did_you_mean(last, node)}")
-    node[last] = _overlay(None, value, key)
-    for stale in [place for place in origins if place == key or place.startswith((key + ".", key + "["))]:
-        del origins[stale]
-    origins[key] = COMMAND_LINE
-
-
-def _index(node: list[Any], part: str, text: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"override '{text}': '{part}' is not a position in a list of {len(node)}")
-    return int(part)
-
-
-_NODE_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)\s*\}")
-_ENVIRONMENT = re.compile(r"\$\{oc\.env:FLOWACT_[A-Z0-9_]+(?:,[^${}]*)?\}")
-
-
-def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted place and value of everything that is not a mapping or list; empty ones count as leaves."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _leaves(value, join(at, key))
-    elif isinstance(node, list) and node:
-        for i, value in enumerate(node):
-            yield from _leaves(value, f"{at}[{i}]")
-    else:
-        yield at, node
-
-
-def _resolve(config: dict[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
-    """Values of all `${...}`. Only places in the recipe and environment variables that start with FLOWACT_ may be asked for."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    places = {place for place, _ in _places(config)}
-    for at, value in _leaves(config):
-        if not isinstance(value, str) or "${" not in value:
-            continue
-        where = f"{at} ({_origin(at, origins)})"
-        if "\\\\${" in value:
-            raise UserError(f"{where}: two backslashes before ${{ are ambiguous; write \\${{ for a literal ${{")
-        rest = _ENVIRONMENT.sub("", value.replace("\\${", ""))
-        for reference in _NODE_REFERENCE.findall(rest):
-            if reference not in places:
-                raise UserError(f"{where}: ${{{reference}}} refers to nothing in the recipe.{_near_places(reference, places)}")
-        if "${" in _NODE_REFERENCE.sub("", rest):
-            raise UserError(f"{where}: '{value}': only ${{place.in.recipe}} and ${{oc.env:FLOWACT_NAME,default}} may be interpolated")
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        at = str(getattr(error, "full_key", "") or "")
-        reason = "its references lead back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        if "Missing mandatory value" in reason:
-            reason = "this recipe leaves it to you (???); give it on the command line"
-        raise UserError(f"{f'{at} ({_origin(at, origins)}): ' if at else ''}{reason}") from None
-    assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
-
-
-def _places(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    if at:
-        yield at, node
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _places(value, join(at, key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _places(value, f"{at}[{i}]")
-            yield from ((place.replace(f"{at}[{i}]", f"{at}.{i}"), item) for place, item in _places(value, f"{at}[{i}]"))
-
-
-def _near_places(reference: str, places: set[str]) -> str:
-    head = reference.rpartition(".")[0]
-    siblings = {place for place in places if place.rpartition(".")[0] == head}
-    return did_you_mean(reference, siblings or {place for place in places if "." not in place})
-
-
-def _origin(at: str, origins: Mapping[str, str]) -> str:
-    """Where a place, or the nearest place around it, was written."""
-    while at:
-        if at in origins:
-            return origins[at]
-        at = at[: max(at.rfind("."), at.rfind("["), 0)]
-    return "recipe"
-
-
-def _check_vars_used(config: Mapping[str, Any], origins: Mapping[str, str], path: Path) -> None:
-    """A variable that this recipe or the command line sets and nothing reads is most likely misspelt."""
-    text = "\n".join(value for _, value in _leaves(config) if isinstance(value, str))
-    used = {re.split(r"[.\[]", reference)[1] for reference in _NODE_REFERENCE.findall(text) if reference.startswith("vars.")}
-    for name in config.get("vars") or {}:
-        where = origins.get(f"vars.{name}", "")
-        if name not in used and (where == COMMAND_LINE or where.rpartition(":")[0] == str(path)):
-            raise UserError(f"vars.{name} ({where}): nothing in the recipe reads it.{did_you_mean(name, used)}")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Recipe:
@@ -289,48 +124,97 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
         UserError: with file and line.
     """
     file = find_recipe(path)
-    config, origins, sources = _compose(file, ())
-    for override in overrides:
-        _override(config, override, origins)
+    layers, sources = _compose(file, ())
+    for text in overrides:
+        override(layers, text)
+    config, origins = layers.config, layers.origins
     _check_sections(config, origins)
     _check_callbacks(config, origins)
-    _check_vars_used(config, origins, file)
+    check_vars_used(layers, str(file))
     config.setdefault("seed", 0)
-    resolved = _resolve(deepcopy(config), origins)
-    callbacks = (resolved.get("trainer") or {}).get("callbacks")
-    if callbacks:  # those left out are no part of what is stored
-        resolved["trainer"]["callbacks"] = {name: spec for name, spec in callbacks.items() if spec is not None}
+    resolved = resolve(deepcopy(config), origins)
     recipe = Recipe({}, file, tuple(sources), origins, tuple(trust))
     expanded = _located(recipe, registry.expand, resolved)
     for place, spec in _located(recipe, lambda: list(registry.specs(expanded))):
         _located(recipe, registry.check_allowed, spec["class_path"], trust, join(place, "class_path"))
+    expanded = _with_named_components(expanded, trust)
     ordered = {section: expanded[section] for section in SECTIONS if section in expanded and section != "vars"}  # resolved, the variables are spent
     return Recipe(ordered, file, recipe.sources, origins, recipe.trusted)
 
 
 def _located(recipe: Recipe, function: Any, *args: Any) -> Any:
-    """Call a check; its error says the place first ("model.init_args.x: ..."), and the file and line are added."""
+    """Call a check, and add to its error where the place was written."""
     try:
         return function(*args)
     except UserError as error:
-        place, colon, rest = str(error).partition(": ")
-        if not colon or " " in place:
-            raise UserError(f"{recipe.path}: {error}") from error.__cause__
-        raise UserError(f"{place} ({_origin(place, recipe.origins)}): {rest}") from error.__cause__
+        located = _with_origin(error, recipe)
+        raise located from located.__cause__
 
 
 def _check_callbacks(config: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-    callbacks = (config.get("trainer") or {}).get("callbacks")
+    """Callbacks are components by name; those left out are no part of what is stored, and a bare name is a component. Changes the trainer section."""
+    trainer = config.get("trainer") or {}
+    callbacks = trainer.get("callbacks")
     if callbacks is None:
         return
-    where = _origin("trainer.callbacks", origins)
+    where = origin_of(CALLBACKS, origins)
     if not isinstance(callbacks, Mapping):
-        raise UserError(f"trainer.callbacks ({where}): a mapping name -> component is expected, so that a derived recipe can change one")
-    names = [name for name, spec in callbacks.items() if isinstance(spec, Mapping) and "class_path" in spec]
-    for name, spec in callbacks.items():
-        if spec is not None and name not in names:
-            where = _origin(f"trainer.callbacks.{name}", origins)
-            raise UserError(f"trainer.callbacks.{name} ({where}): a callback has a class_path.{did_you_mean(name, names)}")
+        raise UserError(f"{CALLBACKS} ({where}): a mapping name -> component is expected, so that a derived recipe can change one")
+    found = {name: {"class_path": spec} if is_bare_name(spec) else spec for name, spec in callbacks.items() if spec is not None}
+    names = [name for name, spec in found.items() if isinstance(spec, Mapping) and "class_path" in spec]
+    for name, spec in found.items():
+        if name not in names:
+            place, hint = f"{CALLBACKS}.{name}", did_you_mean(name, names)
+            wrong = next((key for key in spec if key not in SPEC_KEYS), None) if isinstance(spec, Mapping) else None
+            if wrong is not None and "Did you mean" in did_you_mean(wrong, SPEC_KEYS):
+                place, hint = join(place, wrong), did_you_mean(wrong, SPEC_KEYS)
+            raise UserError(f"{place} ({origin_of(place, origins)}): a callback has a class_path.{hint}")
+    trainer["callbacks"] = found
+
+
+def _with_named_components(config: dict[str, Any], trusted: Sequence[str]) -> dict[str, Any]:
+    """A config in which a registered name is a component wherever the constructor that gets it takes one of that kind.
+
+    Text that is no component's name leaves everything as it is, and no class is imported then.
+    """
+    known: dict[str, list[registry.Component]] = {}
+    for component in registry.components():
+        known.setdefault(component.name, []).append(component)
+        known.setdefault(component.class_path, []).append(component)
+
+    def named(value: Any, accepted: tuple[type, ...]) -> Any:
+        if isinstance(value, str):
+            fitting = [c for c in known[value] if any(registry.KINDS[c.kind].is_base(cls) for cls in accepted)] if value in known else []
+            return {"class_path": fitting[0].class_path} if len(fitting) == 1 else value
+        if isinstance(value, list):
+            return [named(item, accepted) for item in value]
+        if isinstance(value, Mapping) and "class_path" not in value:
+            return {key: named(item, accepted) for key, item in value.items()}
+        return value
+
+    def inside(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inside(item) for item in node]
+        if not isinstance(node, Mapping):
+            return node
+        found = {key: inside(value) for key, value in node.items()}
+        arguments = found.get("init_args")
+        if isinstance(found.get("class_path"), str) and isinstance(arguments, Mapping):
+            found["init_args"] = of_class(found["class_path"], arguments)
+        return found
+
+    def of_class(class_path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        candidates = [key for key, value in arguments.items() if any(isinstance(text, str) and text in known for _, text in leaves(value))]
+        try:
+            cls = registry.load_class(class_path, trusted) if candidates else object
+        except UserError:
+            return dict(arguments)  # told by check_recipe
+        return {key: named(value, accepted_classes(cls, key)) if key in candidates else value for key, value in arguments.items()}
+
+    found = inside(config)
+    if isinstance(found.get("trainer"), Mapping):
+        found["trainer"] = of_class("lightning.pytorch.Trainer", found["trainer"])
+    return found
 
 
 # --- checking against signatures --------------------------------------------------------------------------------------------------------------------
@@ -348,32 +232,90 @@ def check_recipe(recipe: Recipe) -> None:
     """Check every key of a composed recipe against the signature of the class that takes it. Imports the classes, builds nothing.
 
     Raises:
-        UserError: the key's place, file and line, what is wrong, and the nearest right name.
+        UserError: a line for each mistake: the key's place, file and line, what is wrong, and the nearest right name.
     """
+    found = mistakes(recipe)
+    if found:
+        raise UserError("\n".join(map(str, found))) from found[0].__cause__
+
+
+def mistakes(recipe: Recipe) -> list[UserError]:
+    """What `check_recipe` refuses, each with its place, file and line."""
+    return [_with_origin(mistake, recipe) for mistake in _mistakes(recipe)]
+
+
+def _mistakes(recipe: Recipe) -> Iterator[UserError]:
     config = recipe.config
+    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int) or config["seed"] < 0:
+        yield UserError(f"seed: {config['seed']!r} is not a whole number from 0")
+    if not isinstance(config.get("init_from"), (str, type(None))):
+        yield UserError(f"init_from: {config['init_from']!r} is not the path of a checkpoint folder")
     for section, kind in (("data", "data"), ("model", "stages")):
         spec = config.get(section)
         if not isinstance(spec, Mapping) or "class_path" not in spec:
             names = ", ".join(component.name for component in registry.components(kind))
-            raise UserError(f"{section} ({_origin(section, recipe.origins)}): needs a class_path and init_args; there is {names}")
-    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise UserError(f"seed ({_origin('seed', recipe.origins)}): {config['seed']!r} is not a whole number from 0")
-    if not isinstance(config.get("init_from"), (str, type(None))):
-        raise UserError(f"init_from ({_origin('init_from', recipe.origins)}): {config['init_from']!r} is not the path of a checkpoint folder")
-    _located(recipe, _check_sections_by_signature, recipe)
-
-
-def _check_sections_by_signature(recipe: Recipe) -> None:
-    for section, kind in (("data", "data"), ("model", "stages")):
-        spec = recipe.config[section]
-        registry.check_spec(spec, section, recipe.trusted)
-        cls = registry.load_class(spec["class_path"], recipe.trusted)
-        if not registry.KINDS[kind].is_base_of(cls):
-            raise UserError(f"{section}.class_path: {cls.__name__} is not a {registry.KINDS[kind].base}")
-    registry.check_spec(recipe.config.get("trainer") or {}, "trainer", recipe.trusted)
+            yield UserError(f"{section}: needs a class_path and init_args; there is {names}")
+            continue
+        found = list(registry.spec_mistakes(spec, section, recipe.trusted))
+        yield from found or _base_mistakes(spec, section, kind, recipe)
+    trainer = config.get("trainer") or {}
+    found = list(registry.spec_mistakes(trainer, "trainer", recipe.trusted))
+    yield from found
     from lightning.pytorch import Trainer
 
-    check_arguments(Trainer, trainer_arguments(recipe.config), "trainer")
+    wrong = False
+    for name, spec in (trainer.get("callbacks") or {}).items():
+        if not found:
+            for mistake in _base_mistakes(spec, join(CALLBACKS, name), "callbacks", recipe):
+                wrong = True
+                yield mistake
+    yield from _doubled_callbacks(trainer.get("callbacks") or {}, recipe)
+    yield from argument_mistakes(Trainer, trainer_arguments(config), "trainer", names_only=bool(found) or wrong)
+
+
+def _base_mistakes(spec: Mapping[str, Any], at: str, kind: str, recipe: Recipe) -> Iterator[UserError]:
+    """Whether a component is of the kind that its place takes."""
+    cls = registry.load_class(spec["class_path"], recipe.trusted)
+    if not registry.KINDS[kind].is_base_of(cls):
+        yield UserError(f"{at}.class_path: {cls.__name__} is not a {registry.KINDS[kind].base}")
+
+
+def _doubled_callbacks(callbacks: Mapping[str, Any], recipe: Recipe) -> Iterator[UserError]:
+    """A child that misspells the name of a base's callback has added a second one."""
+    for (older, spec), (name, other) in itertools.combinations(callbacks.items(), 2):
+        first, second = (origin_of(join(CALLBACKS, which), recipe.origins) for which in (older, name))
+        if spec["class_path"] == other["class_path"] and _file(first) != _file(second) and differ_by_a_letter(older, name):
+            what = f"a second {spec['class_path'].rpartition('.')[2]} beside '{older}' ({first}), whose name differs by a letter"
+            yield UserError(f"{join(CALLBACKS, name)}: {what}. Did you mean {older}?")
+
+
+def _file(origin: str) -> str:
+    return origin if origin == COMMAND_LINE else origin.rpartition(":")[0]
+
+
+def _with_origin(error: UserError, recipe: Recipe) -> UserError:
+    """An error says the place first ("model.init_args.x: ..."); the file and line are added."""
+    place, colon, rest = str(error).partition(": ")
+    if not colon or " " in place:
+        located = UserError(f"{recipe.path}: {error}")
+    else:
+        located = UserError(f"{place} ({origin_of(place, recipe.origins)}): {rest}{_inherited(error, place, recipe)}")
+    located.__cause__ = error.__cause__
+    return located
+
+
+def _inherited(error: UserError, place: str, recipe: Recipe) -> str:
+    """What to do about an argument that a base wrote for another class than the one that a later file names."""
+    owner, _, _ = place.rpartition(".init_args.")
+    if not isinstance(error, UnknownArgument):
+        return ""
+    files = [*map(str, recipe.sources), COMMAND_LINE]
+    written, named = (origin_of(at, recipe.origins) for at in (place, f"{owner}.class_path"))
+    first, last = _file(written), _file(named)
+    if first not in files or last not in files or files.index(first) >= files.index(last):
+        return ""
+    drop = f"{owner}=NAME starts" if last == COMMAND_LINE else "`_replace_: true` beside that class_path starts"
+    return f" If it was written for another class than the one named later ({named}): {drop} without what bases say."
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------------------------------------
@@ -393,6 +335,6 @@ MISSING = "(absent)"
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Places whose values differ, in reading order. `about` is left out: nothing reads it."""
-    sides = [dict(_leaves({k: v for k, v in side.items() if k != "about"})) for side in (before, after)]
+    sides = [dict(leaves({k: v for k, v in side.items() if k != "about"})) for side in (before, after)]
     places = [*sides[0], *(place for place in sides[1] if place not in sides[0])]
     return [Difference(p, sides[0].get(p, MISSING), sides[1].get(p, MISSING)) for p in places if sides[0].get(p, MISSING) != sides[1].get(p, MISSING)]

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import pkgutil
 import re
 import sys
 import traceback
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from flowact.errors import UserError, did_you_mean
-from flowact.signatures import build, check_arguments, close_imports, join, refusal
+from flowact.signatures import accepted_classes, argument_mistakes, build, close_imports, is_inside, join, refusal
 
 GROUP_PREFIX = "flowact."
 #: what a recipe may name without --trust, besides components; narrower than all of torch, whose loaders would run what they load
@@ -46,7 +47,11 @@ class Kind:
 
     def is_base_of(self, cls: type) -> bool:
         """Whether `cls` derives from the kind's base class."""
-        return any(c.__name__ == self.base and (c.__module__ + ".").startswith(self.room + ".") for c in cls.__mro__)
+        return any(self.is_base(c) for c in cls.__mro__)
+
+    def is_base(self, cls: type) -> bool:
+        """Whether `cls` is the kind's base class itself."""
+        return cls.__name__ == self.base and (cls.__module__ + ".").startswith(self.room + ".")
 
 
 KINDS = {
@@ -59,15 +64,16 @@ KINDS = {
         Kind("corruptors", "flowact.memory", "MemoryCorruptor"),
         Kind("conditioning", "flowact.conditioning", "ConditioningEncoder"),
         Kind("schedulers", "flowact.schedulers", "NoiseScheduler"),
+        Kind("solvers", "flowact.schedulers", "Solver"),
         Kind("autoencoders", "flowact.autoencoders", "Autoencoder"),
         Kind("planners", "flowact.planning", "Planner"),
         Kind("stages", "flowact.stages", "Stage"),
         Kind("data", "lightning.pytorch", "LightningDataModule"),
-        Kind("solvers", "flowact.schedulers", "Solver"),
         Kind("callbacks", "lightning.pytorch", "Callback"),
         Kind("strategies", "lightning.pytorch", "Strategy"),
         Kind("characters", "flowact.characters", "Character"),
         Kind("writers", "flowact.writers", "VideoWriter"),
+        Kind("judges", "flowact.evaluation", "Judge"),
         Kind("steps", "data_tools.steps", "Step"),
         Kind("detectors", "data_tools.steps", "FaceDetector"),
     )
@@ -107,6 +113,21 @@ class Component:
         return f"{self.distribution} {self.version}".strip()
 
 
+@dataclass(frozen=True)
+class Stray:
+    """An entry point that registers nothing.
+
+    Attributes:
+        distribution: what `pip` calls the package.
+        group: as written, which begins with `flowact.` and is no kind's; empty if the distribution's entry points cannot be read.
+        name: of the entry point, or why they cannot be read.
+    """
+
+    distribution: str
+    group: str
+    name: str
+
+
 _plugin_files: dict[tuple[str, str], Component] = {}
 _trusted: set[str] = set()
 
@@ -120,19 +141,57 @@ def groups() -> tuple[str, ...]:
 
 
 @cache
-def _installed() -> tuple[Component, ...]:
+def _read_metadata() -> tuple[tuple[Component, ...], tuple[Stray, ...]]:
+    points, strays = _entry_points()
     found = []
-    for kind in KINDS:
-        for point in importlib.metadata.entry_points(group=GROUP_PREFIX + kind):
-            distribution = point.dist
-            origin = (distribution.name, distribution.version) if distribution is not None else ("an unknown distribution", "")
+    for point in points:
+        distribution, kind = point.dist, point.group.removeprefix(GROUP_PREFIX)
+        origin = (distribution.name, distribution.version) if distribution is not None else ("an unknown distribution", "")
+        if kind in KINDS:
             found.append(Component(point.name, kind, point.value.replace(" ", ""), *origin))
-    return tuple(sorted(found, key=lambda c: (list(KINDS).index(c.kind), c.distribution != "flowact", c.name, c.distribution)))
+        else:
+            strays.append(Stray(origin[0], point.group, point.name))
+    found.sort(key=lambda c: (list(KINDS).index(c.kind), c.distribution != "flowact", c.name, c.distribution))
+    return tuple(found), tuple(strays)
+
+
+def _entry_points() -> tuple[list[importlib.metadata.EntryPoint], list[Stray]]:
+    """Entry points whose group begins as ours do; a distribution that wrote its own wrongly hides no other."""
+    try:
+        every = importlib.metadata.entry_points()
+        return [point for group in every.groups if group.startswith(GROUP_PREFIX) for point in every.select(group=group)], []
+    except Exception:  # one file that is none is enough; the slow way finds whose
+        points: dict[tuple[str, str, str], importlib.metadata.EntryPoint] = {}
+        strays = []
+        for distribution in importlib.metadata.distributions():
+            try:
+                own = [point for point in distribution.entry_points if point.group.startswith(GROUP_PREFIX)]
+            except Exception as error:
+                strays.append(Stray(distribution.name or "an unknown distribution", "", f"{type(error).__name__}: {error}"))
+                continue
+            points.update({(distribution.name, point.group, point.name): point for point in reversed(own)})
+        return list(points.values()), strays
+
+
+def _installed() -> tuple[Component, ...]:
+    return _read_metadata()[0]
+
+
+def strays() -> tuple[Stray, ...]:
+    """Entry points that mean to be of FlowAct and register nothing."""
+    return _read_metadata()[1]
+
+
+def repair(component: Component) -> str:
+    """What to do about a component that is broken in itself."""
+    if not component.version:  # a plugin file
+        return f"correct {component.distribution}"
+    return f"update or reinstall {component.distribution}, or pip uninstall {component.distribution}"
 
 
 def refresh() -> None:
     """Forget what was read from packaging metadata and from plugin files, and which prefixes are trusted."""
-    _installed.cache_clear()
+    _read_metadata.cache_clear()
     for component in _plugin_files.values():
         sys.modules.pop(component.module, None)
     _plugin_files.clear()
@@ -251,9 +310,18 @@ def check_allowed(class_path: str, trusted: Sequence[str] = (), at: str = "class
         raise UserError(f"{place}{class_path!r} is not the name of a class; write a name from `flowact list` or a dotted path")
     if _is_under(class_path, allowed_prefixes(trusted)):
         return
-    hint = did_you_mean(class_path, [c.class_path for c in components()])
-    hint = hint if hint.startswith(" Did") else ""
-    raise UserError(f"{place}{refusal(class_path)}.{hint}")
+    raise UserError(f"{place}{refusal(class_path)}.{_near_paths(class_path)}")
+
+
+def _near_paths(class_path: str) -> str:
+    """' Did you mean ...?' for components, and for library classes whose path differs in one part; nothing is imported that is not yet."""
+    near = did_you_mean(class_path, [c.class_path for c in components()])
+    parts = class_path.split(".")
+    for prefix in LIBRARY_PREFIXES:
+        head = prefix.split(".")
+        if len(parts) > len(head) and difflib.SequenceMatcher(None, ".".join(parts[: len(head)]), prefix).ratio() > 0.8:
+            return f" Did you mean {'.'.join([*head, *parts[len(head) :]])}?"
+    return near if near.startswith(" Did") else ""
 
 
 def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_path") -> type:
@@ -266,6 +334,7 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
     place = f"{at}: " if at else ""
     owner = next((c for c in components() if c.class_path == class_path), None)
     who = f"{owner.name} of {owner.origin}" if owner else class_path
+    what_then = f"; {repair(owner)}" if owner else ""
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
         raise UserError(f"{place}'{class_path}' names a module, not a class")
@@ -274,11 +343,10 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if _is_under(module_name, [missing]):
-            hint = did_you_mean(class_path, [c.class_path for c in components()])
-            raise UserError(f"{place}{who}: there is no module '{missing}'.{hint}") from error
-        raise UserError(f"{place}{who} needs the package '{missing}', which is not installed") from error
-    except Exception as error:
-        raise UserError(f"{place}{who} fails at import: {type(error).__name__}: {error}") from error
+            raise UserError(f"{place}{who}: there is no module '{missing}'.{_near_modules(missing, class_path)}") from error
+        raise UserError(f"{place}{who} needs the package '{missing}', which is not installed; install it, such as by pip install {missing}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{place}{who} fails at import: {type(error).__name__}: {error}{what_then}") from error
     found = getattr(module, name, None)
     if found is None:
         names = [n for n, v in vars(module).items() if inspect.isclass(v) and not n.startswith("_")]
@@ -286,7 +354,18 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
     if not inspect.isclass(found):
         raise UserError(f"{place}'{class_path}' is a {type(found).__name__}, not a class")
     check_allowed(f"{found.__module__}.{found.__qualname__}".replace(".<locals>", ""), trusted, at)
+    if owner is not None:
+        check_component(found, owner, at)
     return found
+
+
+def _near_modules(missing: str, class_path: str) -> str:
+    """' Did you mean ...?' for a module that is not there: the class in its neighbours of a similar name."""
+    package, _, name = missing.rpartition(".")
+    folder = getattr(sys.modules.get(package), "__path__", ())
+    near = difflib.get_close_matches(name, [module.name for module in pkgutil.iter_modules(folder)], n=3)
+    paths = [f"{package}.{other}{class_path[len(missing) :]}" for other in near]
+    return f" Did you mean {', '.join(paths)}?" if paths else did_you_mean(class_path, [c.class_path for c in components()])
 
 
 def load(name: str, kind: str | None = None) -> type:
@@ -296,23 +375,23 @@ def load(name: str, kind: str | None = None) -> type:
         UserError: unknown or clashing name, failing import (names the distribution), wrong base class, abstract methods left.
     """
     component = resolve(name, kind)
-    cls = load_class(component.class_path, at="")
-    check_component(cls, component)
-    return cls
+    return load_class(component.class_path, at="")
 
 
-def check_component(cls: type, component: Component) -> None:
+def check_component(cls: type, component: Component, at: str = "") -> None:
     """Whether a class is what its distribution registered it as.
 
     Raises:
         UserError: it does not derive from the kind's base class, or leaves abstract methods.
     """
-    base = KINDS[component.kind].base
-    if not KINDS[component.kind].is_base_of(cls):
-        raise UserError(f"{component.origin} registers {component.name} as {component.kind}, but the class does not derive from {base}")
+    kind, place = KINDS[component.kind], f"{at}: " if at else ""
+    base = kind.base
+    if not kind.is_base_of(cls):
+        rule = f"derive it from {kind.room}.{base}, or register it in the group of its kind"
+        raise UserError(f"{place}{component.origin} registers {component.name} as {component.kind}, but the class does not derive from {base}; {rule}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
-        raise UserError(f"{component.name} of {component.origin} is half a {base}: it does not define {missing}")
+        raise UserError(f"{place}{component.name} of {component.origin} is half a {base}: it does not define {missing}; {repair(component)}")
 
 
 def load_plugin_file(path: str | Path) -> list[Component]:
@@ -439,13 +518,48 @@ def check_spec(spec: Any, at: str = "", trusted: Sequence[str] = ()) -> None:
     Raises:
         UserError: says the place, what is wrong, and the nearest right name.
     """
+    for mistake in spec_mistakes(spec, at, trusted):
+        raise mistake
+
+
+def spec_mistakes(spec: Any, at: str = "", trusted: Sequence[str] = ()) -> Iterator[UserError]:
+    """Everything that `check_spec` would refuse, innermost first; where a part is wrong, only the names of what holds it are checked."""
     close_imports(allowed_prefixes(trusted))
-    for place, node in specs(spec, at):
-        unknown = [key for key in node if key not in SPEC_KEYS]
-        if unknown:
-            raise UserError(f"{join(place, unknown[0])}: a component has class_path and init_args only.{did_you_mean(unknown[0], SPEC_KEYS)}")
+    wrong: list[str] = []
+    try:
+        for place, node in specs(spec, at):
+            found = list(_node_mistakes(place, node, trusted, names_only=any(is_inside(other, place) for other in wrong)))
+            wrong += [place] * bool(found)
+            yield from found
+    except UserError as mistake:  # a mapping without class_path hides what is in it
+        yield mistake
+
+
+def _node_mistakes(place: str, node: Mapping[str, Any], trusted: Sequence[str], names_only: bool) -> Iterator[UserError]:
+    for key in node:
+        if key not in SPEC_KEYS:
+            yield UserError(f"{join(place, key)}: a component has class_path and init_args only.{did_you_mean(key, (*SPEC_KEYS, '_replace_'))}")
+    try:
         cls = load_class(node["class_path"], trusted, join(place, "class_path"))
-        check_arguments(cls, node.get("init_args"), join(place, "init_args"))
+    except UserError as mistake:
+        yield mistake
+        return
+    arguments = node.get("init_args")
+    found = list(_name_mistakes(cls, arguments, join(place, "init_args"))) if isinstance(arguments, Mapping) else []
+    yield from found
+    yield from argument_mistakes(cls, arguments, join(place, "init_args"), names_only or bool(found))
+
+
+def _name_mistakes(cls: type, arguments: Mapping[str, Any], at: str) -> Iterator[UserError]:
+    """Bare names where components belong: whatever names one that fits is a spec by now."""
+    for key, value in arguments.items():
+        if isinstance(value, str) and value.isidentifier() and value[0].isupper():  # other words may be among those that the constructor takes
+            accepted = accepted_classes(cls, key)
+            kind = next((kind for kind in KINDS.values() if str not in accepted and any(map(kind.is_base, accepted))), None)
+            if kind is not None:
+                names = [c.name for c in components(kind.name)]
+                other = next((f"{value} is a {KINDS[c.kind].base}" for c in components() if c.name == value), f"there is no '{value}'")
+                yield UserError(f"{join(at, key)}: {other}; here belongs a {kind.base}.{did_you_mean(value, names)}")
 
 
 def instantiate(spec: Mapping[str, Any], kind: str | None = None, **overrides: Any) -> Any:

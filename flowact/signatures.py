@@ -8,10 +8,11 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from flowact.errors import UserError, did_you_mean
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 def join(*parts: str) -> str:
     """A dotted place in a recipe, without empty parts."""
     return ".".join(part for part in parts if part)
+
+
+def is_inside(place: str, around: str) -> bool:
+    """Whether a place is another one, or in it."""
+    return place == around or not around or place.startswith((around + ".", around + "["))
 
 
 _opened: set[str] = set()
@@ -57,32 +63,72 @@ def class_parser(cls: type) -> tuple[ArgumentParser, tuple[str, ...]]:
     return parser, tuple(names)
 
 
+class UnknownArgument(UserError):
+    """A key that a constructor does not take."""
+
+
 def check_arguments(cls: type, arguments: Any, at: str) -> None:
     """Check constructor arguments: names, required ones, types.
 
     Raises:
         UserError: as `check_spec`.
     """
+    for mistake in argument_mistakes(cls, arguments, at):
+        raise mistake
+
+
+def argument_mistakes(cls: type, arguments: Any, at: str, names_only: bool = False) -> Iterator[UserError]:
+    """What `check_arguments` would refuse: every unknown name, and the first of what else is wrong.
+
+    Args:
+        cls: whose constructor.
+        arguments: what a recipe gives it.
+        at: their place.
+        names_only: leave types out, where what is inside is known to be wrong.
+    """
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
-        raise UserError(f"{at}: the arguments of {cls.__name__} are a mapping, not {arguments!r}")
+        yield UserError(f"{at}: the arguments of {cls.__name__} are a mapping, not {arguments!r}")
+        return
     parser, names = class_parser(cls)
-    for key in arguments:
-        if key not in names:
-            raise UserError(f"{join(at, str(key))}: {cls.__name__} takes no argument '{key}'.{did_you_mean(str(key), names)}")
-    if not names:
-        return  # parse_object knows no group without members
+    unknown = [key for key in arguments if key not in names]
+    for key in unknown:
+        yield UnknownArgument(f"{join(at, str(key))}: {cls.__name__} takes no argument '{key}'.{did_you_mean(str(key), names)}")
+    if not names or names_only:  # parse_object knows no group without members
+        return
     try:
-        parser.parse_object({"it": dict(arguments)})
+        parser.parse_object({"it": deepcopy({key: value for key, value in arguments.items() if key not in unknown})})  # it changes lists in place
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, KeyError
-        raise _explain(error, cls, parser, at) from error
+        explained = _explain(error, cls, parser, at)
+        if not (unknown and _tells_missing(error)):  # what is missing is most likely what is misspelt
+            explained.__cause__ = error
+            yield explained
+
+
+def accepted_classes(cls: type, argument: str) -> tuple[type, ...]:
+    """Classes that a constructor's parameter is annotated with, alone or inside of unions, lists and mappings."""
+    parser, _ = class_parser(cls)
+    hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == f"it.{argument}"), None)
+    return tuple(_classes_in(hint))
+
+
+def _classes_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from _classes_in(part)
+
+
+def _tells_missing(error: Exception) -> re.Match[str] | None:
+    text = str(error)
+    return re.search(r"arguments? (?:is|are) required: (.+)", text) or re.search(r'Key "([^"]+)" is required', text)
 
 
 def _explain(error: Exception, cls: type, parser: ArgumentParser, at: str) -> UserError:
     """jsonargparse's message as ours: the key's place first, then the rule."""
     text = str(error)
     denied = re.search(r"Importing '([^']+)' is not allowed", text)
-    required = re.search(r"arguments? (?:is|are) required: (.+)", text) or re.search(r'Key "([^"]+)" is required', text)
+    required = _tells_missing(error)
     if required:
         missing = ", ".join(name.strip().strip("'\"").removeprefix("it.") for name in required[1].split(","))
         return UserError(f"{at}: {cls.__name__} needs {missing}")

@@ -258,7 +258,7 @@ def test_the_toy_recipe_passes_and_stores_full_paths(toy):
         ("trainer.max_stps=3", r"^trainer\.max_stps \(command line\): Trainer takes no argument 'max_stps'\. Did you mean max_steps"),
         ("trainer.max_steps=many", r"^trainer\.max_steps \(command line\): expected int"),
         ("trainer.callbacks.progress.init_args.every=x", r"^trainer\.callbacks\.progress\.init_args\.every .*expected int"),
-        ("trainer.callbacks.progress=ToyBank", r"^trainer\.callbacks \(.*toy\.yaml:\d+\).*Callback"),
+        ("trainer.callbacks.progress=ToyBank", r"^trainer\.callbacks\.progress\.class_path \(command line\): ToyBank is not a Callback"),
         ("data=ToyBank", r"^data\.class_path \(command line\): ToyBank is not a LightningDataModule"),
         ("data.init_args.width=null", r"^data\.init_args \(.*toy\.yaml:\d+\): ToyData needs width"),
         ("data={}", r"^data \(command line\): needs a class_path and init_args; there is .*ShardDataModule"),
