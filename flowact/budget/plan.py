@@ -17,12 +17,12 @@ from flowact.autoencoders import Autoencoder
 from flowact.budget.accelerator import Accelerator, Meter
 from flowact.budget.advice import advise
 from flowact.budget.costs import EvaluationCost, Precision, Sizes, TrainingCost, evaluation_cost, saved_bytes, training_cost
-from flowact.budget.devices import Device, Work
 from flowact.budget.facts import Facts, Wishes, gather
 from flowact.budget.recording import Evaluation, Recorder, record_stream, record_training
 from flowact.budget.records import DeviceMemory, EvaluationPlan, Geometry, Plan, SegmentTokens, StepEvaluations, StreamPlan, Tokens, TrainingPlan
 from flowact.budget.source import Source
 from flowact.budget.states import RoleSize, Strategy, states
+from flowact.devices import Device, Work
 from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
 from flowact.models.attention import AttentionPlan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowact.budget.devices import Device
 from flowact.budget.states import RoleSize, States, Strategy
+from flowact.devices import Device
 
 
 @dataclass(frozen=True)

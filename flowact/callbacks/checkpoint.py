@@ -91,6 +91,8 @@ class CheckpointFolder(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step  # a run that is resumed at its end writes nothing new
+        if self._epoch is not None and trainer.is_global_zero:
+            log.info("resumed at step %d from %s", trainer.global_step, Path(str(trainer.ckpt_path)).parent)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._seed is not None
@@ -134,7 +136,6 @@ class CheckpointFolder(Checkpoint):
         if reason is None:
             try:
                 self._save(trainer, pl_module)
-                log.info("interrupted: step %d is in %s", trainer.global_step, self.folder)
             except Exception as error:  # the first exception is the one to report
                 reason = str(error)
         if reason is not None:
@@ -208,6 +209,8 @@ class CheckpointFolder(Checkpoint):
             trainer.save_checkpoint(self.folder)  # takes part; strategies that write on every process follow the first one's path
         _agree(trainer, write)
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            log.info("step %d: checkpoint in %s", trainer.global_step, self.folder)
 
 
 def _agree(trainer: Trainer, action: Callable[[], None]) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from flowact.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_REFRESHES = 0.25
 
@@ -37,6 +41,7 @@ class StepProgress(Callback):
         self._stream: TextIO | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._validation: TaskID | None = None
         self._label = ""
         self._total = 0.0
         self._started = self._shown = 0.0
@@ -45,24 +50,22 @@ class StepProgress(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         own_bar = trainer.progress_bar_callback
-        self._stream = sys.stderr if own_bar is not None and trainer.is_global_zero and stage == "fit" else None
+        self._stream = sys.stderr if own_bar is not None and trainer.is_global_zero and stage in ("fit", "validate") else None
+        self._label = self.name or getattr(pl_module, "name", None) or type(pl_module).__name__
         if own_bar is not None:
             own_bar.disable()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._stream is None:
             return
-        self._label = self.name or getattr(pl_module, "name", None) or type(pl_module).__name__
         self._total = _total_steps(trainer)
         self._first_step = trainer.global_step
         self._started = self._shown = time.monotonic()
         self._next_line = self._percent(trainer.global_step) + self.every_percent
-        if self._stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
-            self._bar = Progress(*columns, console=Console(file=self._stream), auto_refresh=False)
+        self._open_bar()
+        if self._bar is not None:
             total = self._total if math.isfinite(self._total) else None
             self._task = self._bar.add_task(self._label, total=total, completed=self._first_step, status="")
-            self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._stream is None:
@@ -79,11 +82,41 @@ class StepProgress(Callback):
             if step >= self._total:
                 self._stream = None
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = sum(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+        if self._stream is not None and not trainer.training and not trainer.sanity_checking:
+            self._open_bar()
+        if self._bar is not None:
+            total = batches if math.isfinite(batches) else None
+            self._validation = self._bar.add_task(f"{self._label}, validation", total=total, status="")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._bar is not None and self._validation is not None:
+            self._bar.update(self._validation, advance=1, refresh=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None and self._validation is not None:
+            self._bar.remove_task(self._validation)
+        self._validation = None
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._close()
+        elif trainer.is_global_zero and not trainer.sanity_checking and (loss := trainer.callback_metrics.get("val/loss")) is not None:
+            log.info("step %d: val/loss %.4g", trainer.global_step, float(loss))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def _open_bar(self) -> None:
+        """Begin a bar, where there is a terminal."""
+        if self._stream is not None and self._stream.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+            self._bar = Progress(*columns, console=Console(file=self._stream), auto_refresh=False)
+            self._bar.start()
 
     def _close(self) -> None:
         if self._bar is not None:

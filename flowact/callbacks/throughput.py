@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from flowact.callbacks.operations import OperationCounter, can_be_counted
+from flowact.devices import device_at_hand
 from flowact.errors import UserError
 from flowact.types import TensorRecord
 
@@ -38,20 +40,35 @@ class Throughput(Callback):
     `data_wait_share` and `data_wait_seconds` (share of the time, and seconds a batch, that this process waited for its data loader) and
     `peak_memory_gib`. A data module that mixes several sets adds how far it has come in each: `data/NAME/windows`, `data/NAME/epochs`.
 
+    The first steps are also counted, operation by operation: `throughput/model_tflops` is how many operations of the model (without what
+    checkpoints compute again) this process's device does in a second, in units of 10^12, and `throughput/mfu` its share of the device's peak in the
+    number type of training (model FLOPs utilisation, Chowdhery et al. 2022). A CPU's peak is measured when training starts; for a GPU whose peak is
+    not known here there is no share. A network under torch.compile or FlexAttention cannot be counted: `flowact fit` has it planned instead.
+
     Args:
         window: batches to average over.
+        count_steps: batches whose operations are counted, and their mean taken; 0 counts none.
 
     Attributes:
         interrupted: set by whoever does something else between two batches, such as a preview or a checkpoint: a new window begins.
+        operations: of the model for one batch on this process; None until it is known. Whoever knows it before may set it.
 
     Raises:
-        UserError: a window below 1.
+        UserError: a window below 1 or a negative number of steps.
     """
 
-    def __init__(self, window: int = 20) -> None:
+    def __init__(self, window: int = 20, count_steps: int = 10) -> None:
         if window < 1:
             raise UserError(f"window of Throughput is {window}; it is at least 1 batch.")
+        if count_steps < 0:
+            raise UserError(f"count_steps of Throughput is {count_steps}; it is 0 or more.")
         self.window = window
+        self.count_steps = count_steps
+        self.operations: float | None = None
+        self._to_count = 0
+        self._counts: list[float] = []
+        self._counter: OperationCounter | None = None
+        self._peak: float | None = None
         self._marks: deque[_Mark] = deque(maxlen=window + 1)
         self._samples = self._frames = 0
         self._waited = 0.0
@@ -60,6 +77,10 @@ class Throughput(Callback):
         self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.operations is None and can_be_counted(pl_module):
+            self._to_count = self.count_steps
+        if self._to_count or self.operations is not None:
+            self._peak = _peak(trainer)
         self._restart(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,8 +94,12 @@ class Throughput(Callback):
         if self.interrupted:
             self._restart(trainer)
         self._waited += time.perf_counter() - self._resting_since
+        if self._to_count:
+            self._counter = OperationCounter()
+            self._counter.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._end_count()
         samples, frames = batch_size(batch)
         self._samples += samples * trainer.world_size
         self._frames += frames * trainer.world_size
@@ -86,6 +111,19 @@ class Throughput(Callback):
             figures = self.rates() | _counters(trainer)
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end_count()
+
+    def _end_count(self) -> None:
+        if self._counter is None:
+            return
+        self._counter.__exit__(None, None, None)
+        if not self.interrupted:  # else a preview was counted with it
+            self._to_count -= 1
+            self._counts.append(self._counter.model)
+            self.operations = sum(self._counts) / len(self._counts)
+        self._counter = None
 
     def rates(self) -> dict[str, float]:
         """The figures over the present window; empty before the first batch has ended."""
@@ -100,6 +138,11 @@ class Throughput(Callback):
             "data_wait_seconds": (last.waited - first.waited) / (last.batches - first.batches),
             "peak_memory_gib": peak_memory_bytes() / _GIB,
         }
+        if self.operations:
+            done = self.operations * (last.batches - first.batches) / seconds
+            figures["model_tflops"] = done / 1e12
+            if self._peak:
+                figures["mfu"] = done / self._peak
         if last.frames > first.frames:
             figures["latent_frames_per_second"] = (last.frames - first.frames) / seconds
         return {f"throughput/{name}": value for name, value in figures.items()}
@@ -113,6 +156,18 @@ class Throughput(Callback):
 
     def _mark(self, trainer: Trainer) -> _Mark:
         return _Mark(self._resting_since, trainer.global_step, self._samples, self._frames, self._waited, self._batches)
+
+
+def _peak(trainer: Trainer) -> float | None:
+    """Operations a second that this process's device reaches at most in the number type of training; None if unknown."""
+    device = device_at_hand(trainer.strategy.root_device)
+    if device is None:
+        return None
+    precision = str(trainer.precision)
+    if precision.startswith(("bf16", "16")):
+        return device.bf16_flops
+    uses_tf32 = not device.is_cpu and torch.backends.cuda.matmul.allow_tf32
+    return device.bf16_flops / 2 if uses_tf32 else device.fp32_flops  # on tensor cores TF32 is half as fast as bfloat16
 
 
 def _counters(trainer: Trainer) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Library messages that a user of FlowAct can do nothing about are not shown."""
+"""What is printed of a run: its events and warnings, one line each; library messages that a user can do nothing about are not shown."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 WARNINGS = (
@@ -11,7 +12,7 @@ WARNINGS = (
     r".*Consider setting `persistent_workers.*",
     r".*GPU available but not used.*",
     r".*pkg_resources.*",
-    r".*It is recommended to use `self.log.*loss_sigma.*",
+    r".*It is recommended to use `self.log.*sync_dist=True.*",
     r".*isinstance\(treespec, LeafSpec\).*",
 )
 MESSAGES = (
@@ -23,6 +24,9 @@ MESSAGES = (
     "`weights_only` was not set",
     "initializing deepspeed",
     "`Trainer.fit` stopped",
+    "was configured so",
+    "Restored all states from the checkpoint",
+    "Restoring states from the checkpoint",
 )
 LOGGERS = (
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
@@ -43,6 +47,27 @@ def silence_libraries() -> None:
         logging.getLogger(name).addFilter(_tells_of_the_run)
     for name in ("DeepSpeed", "torch.distributed", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(_warns)  # a filter, since DeepSpeed sets its level when it is imported
+    print_events(quiet=True)
+
+
+def print_events(quiet: bool = False) -> None:
+    """Let FlowAct's own loggers print a line to stderr for each event and warning.
+
+    Args:
+        quiet: warnings only.
+    """
+    logger = logging.getLogger("flowact")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    """Lines in the program's voice, on whatever stderr is at the moment: above a progress bar while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(f"flowact: {kind}{' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)
 
 
 def _tells_of_the_run(record: logging.LogRecord) -> bool:

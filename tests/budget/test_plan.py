@@ -18,11 +18,11 @@ from flowact.budget import DEVICES, UTILISATION, Wishes, find_device, make_plan,
 from flowact.budget.accelerator import Meter
 from flowact.budget.advice import advise
 from flowact.budget.costs import Precision, Sizes, evaluation_cost
-from flowact.budget.devices import START_SECONDS, Device, Work
 from flowact.budget.facts import outline_of_autoencoder
 from flowact.budget.source import Source
 from flowact.budget.states import Strategy
 from flowact.data.schema import ColumnInfo, write_column
+from flowact.devices import START_SECONDS, Device, Work
 from flowact.errors import UserError
 from flowact.recipe import load_recipe
 from flowact.registry import load_class

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import random
 import sys
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_a_contact_sheet_goes_from_first_to_last_frame() -> None:
 def test_throughput_counts_samples_and_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(float(t) for t in range(1000))  # every look at the clock is a second after the one before
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    throughput, logger = Throughput(window=4), CSVLogger(tmp_path)
+    throughput, logger = Throughput(window=4, count_steps=0), CSVLogger(tmp_path)
 
     class Trainer:
         world_size, global_step, log_every_n_steps, loggers, sanity_checking = 2, 0, 4, [logger], False
@@ -167,6 +168,31 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     fit(TinyStage(), [StepProgress()], max_steps=5, enable_progress_bar=True)
     assert "TinyStage" in stream.getvalue()
     assert "5/5" in stream.getvalue()
+
+
+class Validated(TinyStage):
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("val/loss", batch.sum() * 0 + 0.25)
+
+
+class BothData(Data):
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_validation_is_seen_and_is_an_event(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interactive: bool) -> None:
+    stream = Terminal(interactive)
+    monkeypatch.setattr(sys, "stderr", stream)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_steps=5, callbacks=[StepProgress(name="tiny")], **options)
+    with caplog.at_level(logging.INFO, "flowact"):
+        trainer.fit(Validated(), datamodule=BothData())
+        assert [record.getMessage() for record in caplog.records if record.name.startswith("flowact")] == ["step 5: val/loss 0.25"]
+        trained = stream.getvalue()
+        trainer.validate(Validated(), datamodule=BothData(), verbose=False)
+    assert ("tiny, validation" in trained) == interactive
+    assert ("tiny, validation" in stream.getvalue()[len(trained) :]) == interactive
 
 
 def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:

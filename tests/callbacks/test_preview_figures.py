@@ -124,7 +124,7 @@ def test_a_preview_is_no_waiting_for_data(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(Streaming, "preview_clips", slow)
     monkeypatch.setattr(Streaming, "training_step", step)
-    speed = Throughput()
+    speed = Throughput(count_steps=0)
     run(StreamPreview(every_n_steps=2), tmp_path, speed)
     assert speed.rates()["throughput/data_wait_share"] == 0.0
     assert speed.rates()["throughput/steps_per_second"] == 1.0

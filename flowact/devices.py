@@ -1,7 +1,8 @@
-"""Devices that a plan can be made for: what their makers state, or what this machine does."""
+"""What devices reach: as their makers state, or as this machine does."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,34 @@ DEVICES = {
     "h200": Device("H200 SXM", 989 * _TERA, 67 * _TERA, 4.8 * _TERA, 139 * _GIB),
     "a100": Device("A100 SXM 80 GB", 312 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 79 * _GIB),
     "rtx4090": Device("RTX 4090", 165 * _TERA, 82.6 * _TERA, 1.01 * _TERA, 23 * _GIB),
+    "b200": Device("B200", 2250 * _TERA, 75 * _TERA, 7.7 * _TERA, 178 * _GIB),
+    "l40s": Device("L40S", 362 * _TERA, 91.6 * _TERA, 0.864 * _TERA, 44 * _GIB),
+    "rtx5090": Device("RTX 5090", 209 * _TERA, 105 * _TERA, 1.79 * _TERA, 31 * _GIB),
+    "rtx3090": Device("RTX 3090", 71 * _TERA, 35.6 * _TERA, 0.936 * _TERA, 23 * _GIB),
 }
+#: how torch's names of them end; variants with other clocks (PCIe, NVL, D) are other devices
+_ENDINGS = {
+    "h100": r"H100 80GB HBM3",
+    "h200": r"H200",
+    "a100": r"A100-(SXM4|PCIE)-[48]0GB",
+    "rtx4090": r"RTX 4090",
+    "b200": r"\bB200",
+    "l40s": r"L40S",
+    "rtx5090": r"RTX 5090",
+    "rtx3090": r"RTX 3090",
+}
+
+
+def named_device(torch_name: str) -> Device | None:
+    """The device that torch calls so, such as "NVIDIA H100 80GB HBM3"; None if its figures are not known here."""
+    return next((DEVICES[name] for name, ending in _ENDINGS.items() if re.search(f"{ending}$", torch_name)), None)
+
+
+def device_at_hand(device: torch.device) -> Device | None:
+    """What a device of this machine reaches: a CPU is measured, see `this_cpu`; None if nothing is known."""
+    if device.type == "cuda":
+        return named_device(torch.cuda.get_device_name(device))
+    return this_cpu() if device.type == "cpu" else None
 
 
 def find_device(name: str) -> Device:
