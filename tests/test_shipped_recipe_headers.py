@@ -61,29 +61,33 @@ def test_a_recipe_builds_its_stage_and_its_windows_fit(name):
 
 
 def test_a_stage_comes_after_one_whose_recipe_writes_its_checkpoint():
-    """In a folder of recipes, `init_from` and `scores` are what another recipe there writes; chunks are as long in both."""
+    """In a folder of recipes, `init_from` and `scores` are what another recipe there writes, or of a character its base; chunks are as long in both."""
     configs = {name: composed(name).config for name in RECIPES}
     written = {}
     for name, config in configs.items():
         folder = config["trainer"]["callbacks"]["checkpoint"]["init_args"]["dirpath"]
-        written.setdefault((name.partition("/")[0], folder), []).append(config["model"]["init_args"])
+        for reader in {name.partition("/")[0], "character"}:
+            written.setdefault((reader, folder), []).append(config["model"]["init_args"])
     for name, config in configs.items():
         arguments = config["model"]["init_args"]
         for parent in filter(None, (config.get("init_from"), arguments.get("scores"))):
             if parent.endswith("/checkpoints/base"):  # imported
                 continue
             assert (name.partition("/")[0], parent) in written, (name, parent)
-            for other in written[name.partition("/")[0], parent]:
-                assert other.get("chunk_frames") == arguments.get("chunk_frames")
-                if name.startswith(("quickstart/", "debug/", "overfit/")):
-                    shapes = [dict(one["denoiser"]["init_args"]) for one in (other, arguments)]
-                    assert shapes[0] == {key: value for key, value in shapes[1].items() if key != "guidance_embedding"}
+            others = written[name.partition("/")[0], parent]
+            assert all(other.get("chunk_frames") == arguments.get("chunk_frames") for other in others)
+            shape = {key: value for key, value in arguments["denoiser"]["init_args"].items() if key != "guidance_embedding"}
+            if name.startswith(("quickstart/", "debug/", "overfit/")):
+                assert all(other["denoiser"]["init_args"] == shape for other in others)
+            elif name.startswith("character/"):  # recipes of all sizes write to the character's folder
+                sizes = ("width", "num_single_blocks", "num_double_blocks", "latent_channels", "text_width", "audio_width")
+                assert any(all(other["denoiser"]["init_args"].get(size) == shape.get(size) for size in sizes) for other in others)
 
 
 def test_the_page_of_recipes_says_what_their_headers_say():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| `base/")]
-    headers = {name: composed(name).config["about"] for name in RECIPES if name.startswith("base/")}
-    assert [row[0].strip("`") for row in rows] == list(headers)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if re.match(r"\| `(base|character)/", line)]
+    headers = {name: composed(name).config["about"] for name in RECIPES if name.startswith("base/") or re.match(r"character/.*B\.yaml", name)}
+    assert sorted(row[0].strip("`") for row in rows) == sorted(headers)
     for name, hardware, memory, time in rows:
         about = headers[name.strip("`")]
         assert (hardware, f"{memory} of each GPU as planned") == (about["hardware"], about["memory"])

@@ -15,6 +15,7 @@ from flowact.recipe import load_recipe, packaged_recipes
 RECIPES = [name for name in packaged_recipes() if "/_" not in name]
 DEBUG = [name for name in RECIPES if name.startswith("debug/") and "autoencoder" not in name]
 BASE = [name for name in RECIPES if name.startswith("base/")]
+CHARACTERS = [name for name in RECIPES if name.startswith("character/") and name.endswith("B.yaml")]
 H100 = DEVICES["h100"]
 GIB = 1 << 30
 STAGES = {name.removeprefix("debug/").removesuffix(".yaml") for name in DEBUG} & {
@@ -76,7 +77,7 @@ def test_a_chain_of_loras_follows_its_own(name):
 
 
 @pytest.mark.slow  # half a minute for 1.3 billion parameters, one and a half for 13
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", [*BASE, *CHARACTERS])
 def test_the_header_of_a_recipe_of_real_size_says_what_its_plan_says(name):
     recipe = load_recipe(name)
     plan = make_plan(recipe, H100, wishes=Wishes(size=(480, 832)))
