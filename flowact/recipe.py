@@ -147,7 +147,7 @@ def _located(recipe: Recipe, function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except UserError as error:
-        located = _with_origin(error, recipe)
+        located = with_origin(error, recipe)
         raise located from located.__cause__
 
 
@@ -241,7 +241,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def mistakes(recipe: Recipe) -> list[UserError]:
     """What `check_recipe` refuses, each with its place, file and line."""
-    return [_with_origin(mistake, recipe) for mistake in _mistakes(recipe)]
+    return [with_origin(mistake, recipe) for mistake in _mistakes(recipe)]
 
 
 def _mistakes(recipe: Recipe) -> Iterator[UserError]:
@@ -293,8 +293,8 @@ def _file(origin: str) -> str:
     return origin if origin == COMMAND_LINE else origin.rpartition(":")[0]
 
 
-def _with_origin(error: UserError, recipe: Recipe) -> UserError:
-    """An error says the place first ("model.init_args.x: ..."); the file and line are added."""
+def with_origin(error: UserError, recipe: Recipe) -> UserError:
+    """An error that says the place first ("model.init_args.x: ..."), with the file and line added."""
     place, colon, rest = str(error).partition(": ")
     if not colon or " " in place:
         located = UserError(f"{recipe.path}: {error}")

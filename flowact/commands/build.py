@@ -15,12 +15,12 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from flowact.callbacks.run_record import RunRecord
+from flowact.callbacks.termination import AgreedTermination
 from flowact.checkpoints import latest_checkpoint
 from flowact.commands.loggers import check_loggers
 from flowact.errors import UserError
 from flowact.machine import computes_bfloat16
 from flowact.recipe import Recipe, check_recipe, differences, trainer_arguments
-from flowact.signatures import one_line
 
 if TYPE_CHECKING:
     from flowact.stages.base import Stage
@@ -93,9 +93,11 @@ def build(recipe: Recipe, *, quiet: bool = False) -> Run:
     try:
         cli = _RecipeCLI(deepcopy(recipe.config), options)  # jsonargparse changes lists in place
     except (ValueError, argparse.ArgumentError) as error:
-        raise UserError(f"{recipe.path}: {one_line(str(error))}") from error
+        from flowact.commands.readiness import explain_refusal  # on failure only: makes the parts one by one
+
+        raise explain_refusal(recipe, ValueError(str(error))) from error
     cli.model.recipe = recipe.config
-    cli.trainer.callbacks.insert(0, RunRecord())  # type: ignore[attr-defined]
+    cli.trainer.callbacks[:0] = [RunRecord(), AgreedTermination()]  # type: ignore[attr-defined]
     if isinstance(cli.trainer.accelerator, CPUAccelerator) and str(cli.trainer.precision).startswith("bf16") and not computes_bfloat16():
         print("flowact: warning: this CPU does not compute bfloat16; trainer.precision=32-true is some ten times as fast", file=sys.stderr)
     return Run(recipe, cli.trainer, cli.model, cli.datamodule)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     # imports torch and lightning: after the recipe is known to be readable
     from flowact.budget import UTILISATION, Wishes, find_device, make_plan, show
 
-    wishes = Wishes(_pair(args.size, "--size", "480x832"), _pair(args.strides, "--strides", "4x8"), args.text_tokens, args.autoencoder)
+    wishes = Wishes(parse_size(args.size), _pair(args.strides, "--strides", "4x8"), args.text_tokens, args.autoencoder)
     plan = make_plan(
         recipe,
         find_device(args.device),
@@ -62,6 +62,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(plan)
     return 0
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of --size."""
+    return _pair(text, "--size", "480x832")
 
 
 def _pair(text: str | None, option: str, example: str) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from flowact import cli
 
 def test_check_says_what_it_found(toy, capsys):
     assert cli.main(["check", str(toy / "toy.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("toy.yaml: ok (ToyStage on ToyData)\n")
+    assert capsys.readouterr().out.splitlines()[0].endswith("toy.yaml: ok (ToyStage on ToyData)")
 
 
 def test_check_goes_on_after_a_wrong_recipe(toy, capsys, tmp_path):
@@ -33,6 +33,9 @@ def test_check_json_of_a_good_recipe(toy, capsys):
         "recipe": str(toy / "toy.yaml"),
         "ok": True,
         "error": None,
+        "mistakes": [],
+        "notes": [f"data ({toy}/toy.yaml:9): ToyData does not say where its data are, so they were not opened"],
+        "facts": [],
         "stage": "flowact_plugin_toy.ToyStage",
         "data": "flowact_plugin_toy.ToyData",
         "init_from": None,

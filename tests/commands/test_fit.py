@@ -53,7 +53,9 @@ def test_fit_refuses_before_it_builds(fit, capsys):
 @pytest.mark.parametrize("override", ["model.init_args.memory={class_path: OtherBank, init_args: {width: -1}}"])
 def test_a_constructor_that_refuses_is_one_line(fit, capsys, override):
     assert fit(override)[0] == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("toy.yaml: width -1.0 is not positive")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(
+        "model.init_args.memory.init_args.width (command line): OtherBank: width -1.0 is not positive"
+    )
 
 
 @pytest.mark.parametrize(("precision", "native", "warned"), [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)])
