@@ -18,25 +18,28 @@ from torch import Tensor
 from flowact import registry
 from flowact.autoencoders.base import Autoencoder
 from flowact.characters.base import Character, Identity
-from flowact.data import decode_sound, decode_video, open_split, parse_captions
+from flowact.data import ClipRef, Split, decode_sound, decode_video, open_split, parse_captions
 from flowact.errors import UserError
+from flowact.evaluation.filmed import Film, measure_filmed
+from flowact.evaluation.judges import Judge
 from flowact.evaluation.measurement import Clip, Measurement, measure
 from flowact.types import FIRST_STREAMED_FRAME, FRAMES_PER_SECOND, SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutClip:
-    """One clip with its truth.
+    """One clip with its truth. Filmed people have none: their clip itself is what a stream is set against.
 
     Attributes:
         key: in its shard.
         video: the clip as mp4 bytes.
         reference_HWC: uint8 reference picture.
-        truth_TP: float32.
+        truth_TP: float32; without columns where nothing but the film is known.
         states_T: uint8.
         samples: float32 at 16 kHz, 640 per frame.
-        identity: the character's appearance.
+        identity: the character's appearance; of filmed people {"person": name}.
         captions: (first frame, text) in time order, from frame 0 on.
+        boxes_TX4: float32, where face and mouth are in the clip, as shares of the picture, NaN where unknown; None without.
     """
 
     key: str
@@ -47,6 +50,7 @@ class HeldOutClip:
     samples: np.ndarray
     identity: Identity
     captions: tuple[tuple[int, str], ...]
+    boxes_TX4: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -64,6 +68,7 @@ class HeldOutClip:
             states_T=self.states_T[:num_frames],
             samples=self.samples[: num_frames * SAMPLES_PER_FRAME],
             captions=tuple(caption for caption in self.captions if caption[0] < num_frames),
+            boxes_TX4=None if self.boxes_TX4 is None else self.boxes_TX4[:num_frames],
         )
 
     def reference_CHW(self) -> Tensor:
@@ -91,19 +96,26 @@ class HeldOutClip:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The clips of an evaluation, all of one length, and the character that knows how to read them."""
+    """The clips of an evaluation, all of one length, and the character that knows how to read them; None for filmed people."""
 
     clips: tuple[HeldOutClip, ...]
-    character: Character
+    character: Character | None
 
     @property
     def references(self) -> dict[str, np.ndarray]:
         """Clip key -> reference picture."""
         return {clip.key: clip.reference_HWC for clip in self.clips}
 
+    def true_frames(self, key: str) -> np.ndarray:
+        """What the stream of a clip should show, uint8 (T, H, W, 3): rendered from the truth, or the film."""
+        clip = next(clip for clip in self.clips if clip.key == key)
+        if self.character is None:
+            return clip.frames_THWC()[FIRST_STREAMED_FRAME:]
+        return self.character.render(clip.identity, clip.truth_TP[FIRST_STREAMED_FRAME:])
+
 
 def read_held_out(spec: str, seconds: float | None = None, limit: int | None = None) -> HeldOut:
-    """Read clips with truth from shards.
+    """Read clips from shards. Those of synthetic characters have exact truth; if one clip has none, all are taken for films.
 
     Args:
         spec: a folder with shards (DIR/shards/val) or a brace string.
@@ -111,7 +123,7 @@ def read_held_out(spec: str, seconds: float | None = None, limit: int | None = N
         limit: at most so many clips, spread evenly over the split.
 
     Raises:
-        UserError: no truth (real people have none), no clip of that length, or damaged shards.
+        UserError: no clip of that length, or damaged shards.
     """
     if seconds is not None and seconds * FRAMES_PER_SECOND < FIRST_STREAMED_FRAME + 1:
         raise UserError(f"--seconds {seconds:g} is less than two frames; give 2 seconds or more for meaningful numbers")
@@ -125,29 +137,31 @@ def read_held_out(spec: str, seconds: float | None = None, limit: int | None = N
         raise UserError(f"no clip of {spec} lasts {seconds:g} s, the longest {longest:g} s; give a smaller --seconds, or render longer clips")
     refs = spread(refs, limit)
     num_frames = wanted or min(clip.frames for clip in refs)
-    clips, specs = [], []
-    for ref in refs:
-        where = split.where(ref)
-        metadata = split.decode(ref, "json")
-        if "truth.npy" not in split.shards[ref.shard].entries[ref.sample].members or "appearance" not in metadata:
-            raise UserError(
-                f"{where} has no truth to be measured against; evaluate reads synthetic characters back exactly."
-                " Make such clips with: flowact-data synth"
-            )
-        captions = parse_captions(metadata, where)
-        clip = HeldOutClip(
-            key=ref.key,
-            video=split.read(ref, "mp4"),
-            reference_HWC=np.asarray(Image.open(io.BytesIO(split.read(ref, "ref.png"))).convert("RGB")),
-            truth_TP=split.decode(ref, "truth.npy"),
-            states_T=split.decode(ref, "states.npy"),
-            samples=decode_sound(split.read(ref, "wav"), where).astype(np.float32) / 32768,
-            identity=metadata["appearance"],
-            captions=tuple(zip((int(start) for start in captions.starts), captions.texts, strict=True)),
-        )
-        clips.append(clip.cut(num_frames))
-        specs.append(metadata.get("character"))
-    return HeldOut(tuple(clips), build_character((split.info.character if split.info else None) or specs[0], spec))
+    metadata = [split.metadata(ref)[0] for ref in refs]
+    exact = all("truth.npy" in split.members(ref) and "appearance" in found for ref, found in zip(refs, metadata, strict=True))
+    clips = [_read_clip(split, ref, found, exact).cut(num_frames) for ref, found in zip(refs, metadata, strict=True)]
+    character = build_character((split.info.character if split.info else None) or metadata[0].get("character"), spec) if exact else None
+    return HeldOut(tuple(clips), character)
+
+
+def _read_clip(split: Split, ref: ClipRef, metadata: dict[str, Any], exact: bool) -> HeldOutClip:
+    where, members = split.where(ref), split.members(ref)
+    captions, video = parse_captions(metadata, where), split.read(ref, "mp4")
+    if "ref.png" in members:
+        reference = np.asarray(Image.open(io.BytesIO(split.read(ref, "ref.png"))).convert("RGB"))
+    else:  # shards made elsewhere: the stream begins from the clip's first frame
+        reference = decode_video(video, ref.key, count=1)[0]
+    return HeldOutClip(
+        key=ref.key,
+        video=video,
+        reference_HWC=reference,
+        truth_TP=split.decode(ref, "truth.npy") if exact else np.zeros((ref.frames, 0), np.float32),
+        states_T=split.decode(ref, "states.npy") if "states.npy" in members else np.zeros(ref.frames, np.uint8),
+        samples=decode_sound(split.read(ref, "wav"), where).astype(np.float32) / 32768,
+        identity=metadata["appearance"] if exact else {"person": metadata["identity"]},
+        captions=tuple(zip((int(start) for start in captions.starts), captions.texts, strict=True)),
+        boxes_TX4=split.decode(ref, "boxes.npy") if "boxes.npy" in members else None,
+    )
 
 
 def spread(items: Sequence[Any], limit: int | None) -> list[Any]:
@@ -213,14 +227,24 @@ class Evaluation:
     clips: tuple[Clip, ...]
 
 
-def evaluate_stream(streamer: Streamer, held_out: HeldOut, seed: int = 0, progress: Callable[..., None] | None = None) -> Evaluation:
-    """Stream all clips as one batch and measure them. `details.generation` says how the stream ran; its speed is that of the whole batch."""
+def evaluate_stream(
+    streamer: Streamer, held_out: HeldOut, seed: int = 0, progress: Callable[..., None] | None = None, judge: Judge | None = None
+) -> Evaluation:
+    """Stream all clips as one batch and measure them. `details.generation` says how the stream ran; its speed is that of the whole batch.
+
+    Args:
+        streamer: the model.
+        held_out: the clips.
+        seed: of the noise.
+        progress: see `Streamer.generate`.
+        judge: of filmed people's faces and mouths; None measures what needs none.
+    """
     clips = held_out.clips
     generated = streamer.generate(
         [clip.reference_CHW() for clip in clips], [clip.heard() for clip in clips], [clip.prompts() for clip in clips], seed=seed, progress=progress
     )
     shown = tuple(clip.against(frames) for clip, frames in zip(clips, generated.frames, strict=True))
-    measurement = measure(shown, held_out.character)
+    measurement = _measure(shown, held_out, judge)
     generation = {
         "seed": seed,
         "batch_size": len(clips),
@@ -233,21 +257,31 @@ def evaluate_stream(streamer: Streamer, held_out: HeldOut, seed: int = 0, progre
     return Evaluation(replace(measurement, details={**measurement.details, "generation": generation}), shown)
 
 
-def evaluate_truth(held_out: HeldOut, autoencoder: Autoencoder | None = None) -> Evaluation:
+def _measure(shown: Sequence[Clip], held_out: HeldOut, judge: Judge | None) -> Measurement:
+    if held_out.character is not None:
+        return measure(shown, held_out.character)
+    films = [
+        Film(clip.frames_THWC()[FIRST_STREAMED_FRAME:], clip.reference_HWC, None if clip.boxes_TX4 is None else clip.boxes_TX4[FIRST_STREAMED_FRAME:])
+        for clip in held_out.clips
+    ]
+    return measure_filmed(shown, films, judge)
+
+
+def evaluate_truth(held_out: HeldOut, autoencoder: Autoencoder | None = None, judge: Judge | None = None) -> Evaluation:
     """The ceiling: the clips themselves, measured as if they had been generated.
 
     With an autoencoder they go through it first, since no stream can look better than its decoder; then `details.raw` has the numbers of the clips as
     they are, and `details.through` says "autoencoder" instead of "pixels".
     """
     raw = tuple(clip.against(clip.frames_THWC()[FIRST_STREAMED_FRAME:]) for clip in held_out.clips)
-    measured = measure(raw, held_out.character)
+    measured = _measure(raw, held_out, judge)
     if autoencoder is None:
         return Evaluation(replace(measured, details={**measured.details, "through": "pixels"}), raw)
     decoded = tuple(clip.against(reconstruct(clip.frames_THWC(), autoencoder)[FIRST_STREAMED_FRAME:]) for clip in held_out.clips)
-    ceiling = measure(decoded, held_out.character)
+    ceiling = _measure(decoded, held_out, judge)
     raw_numbers = measured.to_json()
     kept = {name: value for name, value in raw_numbers.items() if name != "details"}
-    kept["residual"] = raw_numbers["details"]["residual"]
+    kept["residual"] = raw_numbers["details"].get("residual")
     return Evaluation(replace(ceiling, details={**ceiling.details, "through": "autoencoder", "raw": kept}), decoded)
 
 

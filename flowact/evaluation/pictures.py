@@ -61,3 +61,26 @@ def middle_of_longest_run(mask_T: np.ndarray) -> int | None:
         return None
     longest = int(np.argmax(stops - starts))
     return int((starts[longest] + stops[longest]) // 2)
+
+
+def before_after_sheet(
+    before: Sequence[Clip], after: Sequence[Clip], truth: Mapping[str, np.ndarray], num_columns: int = 6, cell: int = 112
+) -> Image.Image:
+    """The same moments of the same clips before and after a training, and what they should show: three rows a clip.
+
+    Args:
+        before: generated clips.
+        after: likewise; those with the keys of `truth` are shown.
+        truth: clip key -> uint8 (T, H, W, 3).
+        num_columns: moments of a clip, from its first second to its end.
+        cell: width of a column in pixels.
+    """
+    earlier = {clip.key: clip for clip in before}
+    rows: dict[str, list[np.ndarray | None]] = {}
+    length = min(len(clip.frames_THWC) for clip in [*before, *after])
+    times = np.linspace(min(FRAMES_PER_SECOND, length - 1), length - 1, num_columns).round().astype(int).tolist()
+    for clip in after:
+        if clip.key in truth:
+            streams = {"before": earlier[clip.key].frames_THWC, "after": clip.frames_THWC, "truth": truth[clip.key]}
+            rows |= {f"{clip.key} {name}": [frames[time] for time in times] for name, frames in streams.items()}
+    return contact_sheet(rows, [f"{time / FRAMES_PER_SECOND:.1f} s" for time in times], cell)

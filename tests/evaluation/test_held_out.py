@@ -165,13 +165,29 @@ def test_impossible_wishes_are_refused(shards, options, message):
         read_held_out(shards, **options)
 
 
-def test_clips_without_truth_are_refused(tmp_path):
-    members = make_sample(0, 40, Puppet(SIZE))
-    del members["truth.npy"]
-    with ShardWriter(tmp_path / "val") as writer:
-        writer.write("clip-000", members, 40)
-    with pytest.raises(UserError, match="val/000000/clip-000 has no truth"):
-        read_held_out(str(tmp_path / "val"))
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Shards of two filmed people: the same clips without truth and appearance."""
+    root = tmp_path_factory.mktemp("films")
+    with ShardWriter(root / "val") as writer:
+        for number in range(2):
+            members = make_sample(number, 100, Puppet(SIZE))
+            metadata = json.loads(members["json"])
+            del members["truth.npy"], metadata["appearance"]
+            writer.write(f"clip-{number:03d}", {**members, "json": encode_json(metadata | {"identity": f"person-{number}"})}, 100)
+    return str(root / "val")
+
+
+def test_clips_without_truth_are_films(films):
+    held_out = read_held_out(films)
+    assert held_out.character is None
+    assert [clip.identity for clip in held_out.clips] == [{"person": "person-0"}, {"person": "person-1"}]
+    assert held_out.clips[0].truth_TP.shape == (100, 0)
+    np.testing.assert_array_equal(held_out.true_frames("clip-001"), held_out.clips[1].frames_THWC()[1:])
+    truth = evaluate_truth(held_out).measurement
+    assert truth.motion_ratio == 1
+    assert truth.identity_rank == 1
+    assert truth.to_json()["state_accuracy"] is None
 
 
 def test_a_stream_that_shows_the_truth_is_aligned_and_scores_like_it(held_out):
@@ -243,19 +259,100 @@ def test_a_file_that_is_no_metrics_file_is_left_alone(tmp_path, content):
 
 @pytest.fixture
 def pipeline(monkeypatch, held_out):
-    """Stands in for `flowact.sampling.pipeline`, whose own tests need a trained checkpoint."""
+    """Stands in for `flowact.sampling.pipeline`, whose own tests need a trained checkpoint. A folder called `weak` shows other clips' truth."""
     loaded = []
 
     class Pipeline:
         @staticmethod
-        def from_checkpoint(folder, device="cpu", micro_steps=None, guidance=1.0, refinement=None):
-            loaded.append((folder, device, micro_steps))
-            return Perfect(held_out)
+        def from_checkpoint(folder, device="cpu", micro_steps=None, guidance=1.0, refinement=None, solver=None, loras=()):
+            loaded.append((folder, device, micro_steps, *loras))
+            return Turned(held_out) if str(folder).endswith("weak") else Perfect(held_out)
 
     module = types.ModuleType("flowact.sampling.pipeline")
     module.Pipeline = Pipeline
     monkeypatch.setitem(sys.modules, "flowact.sampling.pipeline", module)
     return loaded
+
+
+class Turned:
+    """Shows every clip the truth of the next one."""
+
+    def __init__(self, held_out):
+        self.perfect = Perfect(held_out)
+
+    def generate(self, references, samples, captions, seed=0, progress=None):
+        made = self.perfect.generate(references, samples, captions, seed, progress)
+        return replace(made, frames=[*made.frames[1:], made.frames[0]])
+
+
+def checkpoint_of(folder, stage):
+    folder.mkdir()
+    (folder / "lineage.json").write_text(json.dumps({"stage": stage}))
+    return str(folder)
+
+
+def test_before_and_after_are_measured_on_the_same_clips_and_what_changed_is_written(tmp_path, shards, pipeline, capsys):
+    before, after = checkpoint_of(tmp_path / "weak", "pretraining"), checkpoint_of(tmp_path / "strong", "self_forcing")
+    out = tmp_path / "metrics.json"
+    arguments = ["--shards", shards, "--out", str(out), "--video", str(tmp_path / "side.mp4"), "--sheets", str(tmp_path / "sheets"), "--report"]
+    assert cli.main(["evaluate", "--before", before, "--checkpoint", after, "--lora", "x", *arguments]) == 0
+    assert pipeline == [(before, "cpu", None), (after, "cpu", None, "x")]
+    text = capsys.readouterr().out
+    found = read_metrics(out)
+    assert set(found["stages"]) == {"pretraining", "self_forcing"}
+    changes = found["comparison"]["changes"]
+    assert (found["comparison"]["before"], found["comparison"]["after"]) == ("pretraining", "self_forcing")
+    assert changes["lip_correlation"]["better"] is True
+    assert changes["identity_error"]["better"] is True
+    assert changes["identity_error"]["difference"] == pytest.approx(
+        changes["identity_error"]["after"] - changes["identity_error"]["before"], abs=1e-5
+    )
+    assert "better" in text
+    with Image.open(tmp_path / "sheets" / "before-after.png") as sheet:
+        assert sheet.height > 3 * 3 * 112
+    with av.open(str(tmp_path / "side.mp4")) as container:
+        video = container.streams.video[0]
+        assert video.width == 3 * video.height, "truth, before, after"
+        assert sum(1 for _ in container.decode(video=0)) == 120
+        assert container.streams.audio
+    assert cli.main(["evaluate", "--compare", "self_forcing", "pretraining", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"]["lip_correlation"]["better"] is False
+
+
+def test_two_checkpoints_of_one_stage_have_names_of_their_own(tmp_path, shards, pipeline):
+    before, after = checkpoint_of(tmp_path / "weak", "diffusion_forcing"), checkpoint_of(tmp_path / "anna", "diffusion_forcing")
+    out = tmp_path / "metrics.json"
+    arguments = ["--shards", shards, "--out", str(out), "--quiet"]
+    assert cli.main(["evaluate", "--before", before, "--checkpoint", after, *arguments]) == 0
+    assert cli.main(["evaluate", "--before", before, "--checkpoint", before, "--lora", "x", *arguments]) == 0
+    assert set(read_metrics(out)["stages"]) == {"weak", "anna", "before", "after"}
+
+
+def test_films_are_evaluated_and_what_is_left_out_is_printed(tmp_path, films, monkeypatch, pipeline, capsys):
+    held_out = read_held_out(films)
+    monkeypatch.setattr(sys.modules["flowact.sampling.pipeline"].Pipeline, "from_checkpoint", staticmethod(lambda *_, **__: Filmed(held_out)))
+    checkpoint = checkpoint_of(tmp_path / "one", "self_forcing")
+    out = tmp_path / "metrics.json"
+    arguments = ["--shards", films, "--out", str(out), "--video", str(tmp_path / "side.mp4"), "--report"]
+    assert cli.main(["evaluate", "--before", checkpoint, "--checkpoint", checkpoint, *arguments]) == 0
+    assert cli.main(["evaluate", "--checkpoint", checkpoint, *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "lip_correlation was not measured: no judge" in text
+    assert "measured weakly" in text
+    assert read_metrics(out)["comparison"]["changes"].keys() == {"identity_error", "identity_rank", "drift", "motion_ratio"}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "side.mp4").stat().st_size > 1000
+
+
+class Filmed:
+    """Shows the films themselves."""
+
+    def __init__(self, held_out):
+        self.held_out = held_out
+
+    def generate(self, references, samples, captions, seed=0, progress=None):
+        frames = [clip.frames_THWC()[FIRST_STREAMED_FRAME:] for clip in self.held_out.clips]
+        return types.SimpleNamespace(frames=frames, ttff_seconds=0.1, frames_per_second=25.0, evaluations_per_chunk=3, num_chunks=9)
 
 
 def test_the_command_adds_a_stage_and_the_truth_to_one_file(tmp_path, shards, pipeline, capsys):
@@ -279,7 +376,16 @@ def test_the_command_adds_a_stage_and_the_truth_to_one_file(tmp_path, shards, pi
         assert container.streams.audio
 
 
-@pytest.mark.parametrize(("arguments", "message"), [([], "--checkpoint"), (["--checkpoint", "x", "--autoencoder", "y"], "--truth")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "x", "--autoencoder", "y"], "--truth"),
+        (["--truth", "--before", "x"], "--before goes with --checkpoint"),
+        (["--checkpoint", "x", "--judge", "NoSuchJudge"], "NoSuchJudge"),
+        (["--compare", "a", "b"], "leave out"),
+    ],
+)
 def test_options_that_do_not_fit_are_explained(tmp_path, shards, arguments, message, capsys):
     assert cli.main(["evaluate", "--shards", shards, "--out", str(tmp_path / "m.json"), *arguments]) == 2
     assert message in capsys.readouterr().err
