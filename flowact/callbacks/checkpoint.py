@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowact.callbacks.ema import moving_average
 from flowact.callbacks.randomness import seed_generators
+from flowact.callbacks.run_page import run_pages
 from flowact.checkpoints import SCHEMA, check_replaceable, check_writable, remove_unfinished, write_checkpoint
 from flowact.errors import UserError
 from flowact.provenance import gather
@@ -211,6 +212,8 @@ class CheckpointFolder(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             log.info("step %d: checkpoint in %s", trainer.global_step, self.folder)
+            for page in run_pages(trainer):
+                page.checkpoint_written(trainer, self.folder)
 
 
 def _agree(trainer: Trainer, action: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; the exit code is 0 when training ends by itself."""
     recipe = load_recipe(args.config, args.overrides, args.trust)
     from flowact.callbacks import Throughput
+    from flowact.callbacks.run_page import RunPage
     from flowact.checkpoints import read_json
     from flowact.commands.build import build, engine_of  # imports torch and lightning: after the recipe is known to be readable
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     engine = engine_of(args.resume, recipe, allow_changes=args.allow_changes) if args.resume else None
     operations = _planned_operations(recipe)
     built = build(recipe, quiet=args.quiet)
+    built.trainer.callbacks.insert(0, RunPage())  # type: ignore[attr-defined]
     for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput):
             callback.operations = operations
