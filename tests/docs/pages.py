@@ -79,6 +79,7 @@ def commands_of(text: str, page: Path) -> list[Command]:
     words: list[str] = []
     for word in [*lexer, ";"]:
         if word and set(word) <= set(";&|"):
+            words = words[: words.index(">")] if ">" in words else words
             if words:
                 found.append(Command(page, tuple(words)))
             words = []

@@ -155,7 +155,8 @@ def test_other_commands_name_what_exists(command):
         shown = files(command.page)
         assert all(word.startswith("-") or word in shown or word in made or (ROOT / word).exists() for word in words)
     else:
-        assert command.words[:3] == ("python3", "-m", "venv") or command.program == "tensorboard", f"nobody checks {command.program}"
+        known = command.words[:3] == ("python3", "-m", "venv") or command.words[0] in ("tensorboard", ".", "eval", "mkdir")
+        assert known, f"nobody checks {command.program}"
 
 
 @pytest.mark.parametrize("block", [b for page in PAGES for b in blocks(page) if b.language in ("yaml", "toml", "python")], ids=lambda b: name(b.page))
