@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flowact import registry
 from flowact.autoencoders import SPEC as AUTOENCODER_SPEC
 from flowact.autoencoders import WEIGHTS as AUTOENCODER_WEIGHTS
-from flowact.autoencoders import load_autoencoder, save_diffusers_layout
+from flowact.autoencoders import latent_space, load_autoencoder, save_diffusers_layout
 from flowact.checkpoints import MANIFEST, Checkpoint, load_into, open_checkpoint, read_json, sha256_of, write_checkpoint
 from flowact.eight_bit import LARGEST_ERROR, from_eight_bit, make_eight_bit, to_eight_bit
 from flowact.errors import UserError
@@ -104,6 +104,8 @@ def export_merged(
         autoencoder = portable_autoencoder(checkpoint, Path(scratch) / "autoencoder")
         if eight_bit and autoencoder is not None and (autoencoder / AUTOENCODER_WEIGHTS).is_file():
             make_eight_bit(autoencoder / AUTOENCODER_WEIGHTS)
+        if autoencoder is not None and (autoencoder / AUTOENCODER_WEIGHTS).is_file():
+            lineage["latent_space"] = latent_space(autoencoder)  # that of the weights that travel, which may be rounded
         stored = to_eight_bit(weights) if eight_bit else weights
         write_all(unfinished, checkpoint, stored, lineage, autoencoder)
         expected = from_eight_bit(stored) if eight_bit else weights

@@ -12,6 +12,7 @@ import torch
 from exportable import SPEC, checkpoint_at, write_exportable
 from safetensors.torch import load_file, save_file
 
+from flowact.autoencoders import latent_space
 from flowact.checkpoints import open_checkpoint
 from flowact.cli import main
 from flowact.lora import LORA_WEIGHTS, merge
@@ -74,6 +75,9 @@ def test_eight_bits_take_fewer_bytes_and_are_nearly_the_same_weights(folder, cap
     assert main(["export", "lora", "--merge", "--eight-bit", "--out", "small"]) == 0
     small, merged = open_checkpoint(folder / "small"), open_checkpoint(folder / "merged")
     assert small.shapes() == merged.shapes()
+    spaces = [latent_space(checkpoint.autoencoder) for checkpoint in (small, merged)]
+    assert spaces[0] != spaces[1]
+    assert [checkpoint.lineage["latent_space"] for checkpoint in (small, merged)] == spaces, "so that clips encoded with it fit"
     for name, value in lora.weights().items():
         rows = value.float().flatten(1) if value.ndim > 1 else value[None].float()
         error = (rows - small.weights()[name].view(rows.shape)).abs().amax(dim=1)
