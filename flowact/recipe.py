@@ -135,7 +135,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     resolved = resolve(deepcopy(config), origins)
     recipe = Recipe({}, file, tuple(sources), origins, tuple(trust))
     expanded = _located(recipe, registry.expand, resolved)
-    for place, spec in _located(recipe, lambda: list(registry.specs(expanded))):
+    for place, spec in _located(recipe, _specs, expanded):
         _located(recipe, registry.check_allowed, spec["class_path"], trust, join(place, "class_path"))
     expanded = _with_named_components(expanded, trust)
     ordered = {section: expanded[section] for section in SECTIONS if section in expanded and section != "vars"}  # resolved, the variables are spent
@@ -149,6 +149,23 @@ def _located(recipe: Recipe, function: Any, *args: Any) -> Any:
     except UserError as error:
         located = with_origin(error, recipe)
         raise located from located.__cause__
+
+
+def _specs(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every component. One that a child only changes has no class where a key on the way to it is misspelt: then that key is told."""
+    try:
+        return list(registry.specs(config))
+    except UserError as error:
+        node: Any = config
+        at = ""
+        for key in str(error).partition(":")[0].split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                break
+            near = [other for other in node if other != key and differ_by_a_letter(key, other)]
+            if near:
+                raise UserError(f"{join(at, key)}: nothing here is changed by '{key}'. Did you mean {near[0]}?") from None
+            node, at = node[key], join(at, key)
+        raise
 
 
 def _check_callbacks(config: Mapping[str, Any], origins: Mapping[str, str]) -> None:

@@ -337,7 +337,7 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
     what_then = f"; {repair(owner)}" if owner else ""
     module_name, _, name = class_path.rpartition(".")
     if not module_name:
-        raise UserError(f"{place}'{class_path}' names a module, not a class")
+        raise UserError(f"{place}{f'{who}: ' if owner else ''}'{class_path}' names a module, not a class{what_then}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -488,7 +488,8 @@ def specs(node: Any, at: str = "", beside: Iterable[str] = ()) -> Iterator[tuple
             yield from specs(value, f"{at}.{key}".lstrip("."), [str(other) for other in node if other != key])
         if "class_path" in node:
             yield at, node
-        elif wrong := next((key for key in node if difflib.get_close_matches(str(key), SPEC_KEYS, cutoff=0.8)), None):
+        elif near := [key for key in node if difflib.get_close_matches(str(key), SPEC_KEYS, cutoff=0.8)]:
+            wrong = min(near, key=SPEC_KEYS.__contains__)
             own_name = at.rpartition(".")[2]
             hint = did_you_mean(str(wrong), SPEC_KEYS) if wrong not in SPEC_KEYS else did_you_mean(own_name, list(beside)) if beside else ""
             raise UserError(f"{join(at, str(wrong))}: a component has a class_path.{hint}")

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import copy
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flowact import recipe as recipes
 from flowact import registry
@@ -272,66 +268,6 @@ def test_what_a_constructor_does_not_take_is_told_with_place_and_rule(toy, canar
     with pytest.raises(UserError, match=message):
         check_recipe(load_recipe(TOY, [override]))
     assert not canary.exists()
-
-
-def misspelt(name: str) -> str:
-    return name[:-1] + ("x" if name[-1] != "x" else "y") if len(name) > 2 else name + "zz"
-
-
-def mutations(node: object, path: tuple = ()) -> Iterator[tuple]:
-    """Paths of all keys but names that are a recipe's own: of callbacks, and of a chain's members, which the chain compares with its weights."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if path != ("trainer", "callbacks") and path[-3:] not in (("corruptor", "init_args", "members"), ("corruptor", "init_args", "weights")):
-                yield (*path, key)
-            yield from mutations(value, (*path, key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from mutations(value, (*path, i))
-
-
-def renamed(node: object, path: tuple) -> object:
-    if len(path) == 1:
-        return {misspelt(key) if key == path[0] else key: value for key, value in node.items()}
-    node = copy.copy(node)
-    node[path[0]] = renamed(node[path[0]], path[1:])
-    return node
-
-
-def refusal(path: Path) -> str | None:
-    try:
-        check_recipe(load_recipe(path))
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def every_recipe() -> list[Path]:
-    return [TOY, *(recipes.packaged_folder() / name for name in packaged_recipes())]
-
-
-def is_whole(path: Path) -> bool:
-    return not path.name.startswith("_")
-
-
-@pytest.mark.parametrize("path", every_recipe(), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_misspelt_key_of_every_recipe_is_refused(toy, tmp_path, path):
-    if not is_whole(path):
-        return  # a fragment; it is checked within the recipes that it is a base of
-    check_recipe(load_recipe(path))
-    root = recipes.packaged_folder() if recipes.packaged_folder() in path.parents else path.parent
-    shutil.copytree(root, tmp_path / "copy")
-    broken = tmp_path / "copy" / path.relative_to(root)
-    raw = yaml.safe_load(path.read_text())
-    accepted = []
-    for place in mutations(raw):
-        broken.write_text(yaml.safe_dump(renamed(raw, place), sort_keys=False))
-        message = refusal(broken)
-        if message is None:
-            accepted.append(".".join(map(str, place)))
-        else:
-            assert str(place[-1]) in message or any(words in message for words in ("Did you mean", "Known:", "needs", "refers to")), (place, message)
-    assert accepted == []
 
 
 # --- storing and comparing
