@@ -344,7 +344,7 @@ def load_class(class_path: str, trusted: Sequence[str] = (), at: str = "class_pa
         missing = error.name or ""
         if _is_under(module_name, [missing]):
             raise UserError(f"{place}{who}: there is no module '{missing}'.{_near_modules(missing, class_path)}") from error
-        raise UserError(f"{place}{who} needs the package '{missing}', which is not installed; install it, such as by pip install {missing}") from error
+        raise UserError(f"{place}{who} needs the package '{missing}', which is not installed; try pip install {missing}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{place}{who} fails at import: {type(error).__name__}: {error}{what_then}") from error
     found = getattr(module, name, None)
@@ -388,7 +388,8 @@ def check_component(cls: type, component: Component, at: str = "") -> None:
     base = kind.base
     if not kind.is_base_of(cls):
         rule = f"derive it from {kind.room}.{base}, or register it in the group of its kind"
-        raise UserError(f"{place}{component.origin} registers {component.name} as {component.kind}, but the class does not derive from {base}; {rule}")
+        what = f"{component.origin} registers {component.name} as {component.kind}"
+        raise UserError(f"{place}{what}, but the class does not derive from {base}; {rule}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
         raise UserError(f"{place}{component.name} of {component.origin} is half a {base}: it does not define {missing}; {repair(component)}")

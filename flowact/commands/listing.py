@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from flowact import registry
+from flowact.faults import fault_of, stray_faults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(kind: str | None = None) -> list[dict[str, Any]]:
-    """One plain mapping per component; `problem` says why a component cannot be named, or is None."""
-    clashing = {(c.kind, c.name): claim for claim in registry.clashes() for c in claim}
+    """One plain mapping per component; `problem` says why a component cannot be used and `fix` what to do, or both are None."""
     result = []
     for component in registry.components(kind):
         line = registry.summary(component)
-        problem = f"no class {component.target}" if line is None else None
-        if (component.kind, component.name) in clashing:
-            problem = "claimed by " + " and ".join(c.origin for c in clashing[component.kind, component.name])
+        fault = fault_of(component)
         result.append(
             {
                 "kind": component.kind,
@@ -33,7 +31,8 @@ def rows(kind: str | None = None) -> list[dict[str, Any]]:
                 "distribution": component.distribution,
                 "version": component.version,
                 "summary": line or "",
-                "problem": problem,
+                "problem": fault and fault.reason,
+                "fix": fault and fault.fix,
             }
         )
     return result
@@ -57,5 +56,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"no {args.kind} installed")
     for row in found:
         if row["problem"]:
-            print(f"flowact: warning: {row['name']} of {row['distribution']}: {row['problem']}", file=sys.stderr)
+            print(f"flowact: warning: {row['name']} of {row['distribution']}: {row['problem']}; {row['fix']}", file=sys.stderr)
+    if args.kind is None:
+        for distribution, fault in stray_faults():
+            print(f"flowact: warning: {distribution}: {fault.reason}; {fault.fix}", file=sys.stderr)
     return 0

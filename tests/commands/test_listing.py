@@ -15,7 +15,8 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 def test_list_shows_kind_name_words_and_origin_of_plugins(install, capsys):
-    install("bank-plugin", {"memory": {"DeepBank": "bank_plugin:DeepBank"}}, {"bank_plugin.py": 'class DeepBank:\n    """Forgets nothing."""'})
+    text = 'from flowact.memory import NoMemory\n\nclass DeepBank(NoMemory):\n    """Forgets nothing."""'
+    install("bank-plugin", {"memory": {"DeepBank": "bank_plugin:DeepBank"}}, {"bank_plugin.py": text})
     code, out, _ = run(capsys, "list", "memory")
     assert code == 0
     assert out.splitlines()[0] == "memory"
@@ -39,7 +40,7 @@ def test_list_json_is_one_record_per_component(capsys):
     records = json.loads(out)
     assert code == 0
     assert {record["name"] for record in records} == {c.name for c in registry.components("conditioning")}
-    assert set(records[0]) == {"kind", "name", "class_path", "distribution", "version", "summary", "problem"}
+    assert set(records[0]) == {"kind", "name", "class_path", "distribution", "version", "summary", "problem", "fix"}
 
 
 def test_describe_tells_arguments_and_gives_yaml_that_works(toy, capsys):
