@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ NEEDED_BY_OTHERS = {"setuptools": "DeepSpeed's op builder imports distutils, whi
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Names in a wheel that is built from what a release would hold."""
+def release(tmp_path_factory):
+    """A wheel that is built from what a release would hold."""
     source = tmp_path_factory.mktemp("source")
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in PACKAGES:
@@ -43,8 +44,14 @@ def wheel(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = (source / "dist").glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        yield set(archive.namelist())
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(release):
+    """Names in it."""
+    with zipfile.ZipFile(release) as archive:
+        return set(archive.namelist())
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel):
@@ -62,6 +69,47 @@ def test_the_wheel_holds_the_licence_and_nothing_of_the_repository(wheel):
     info = f"flowact-{PROJECT['version']}.dist-info"
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= wheel
     assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, info}
+
+
+def test_what_is_in_the_wheel_is_all_that_is_needed(release, tmp_path):
+    """Unpacked elsewhere, FlowAct finds its recipes, templates, pictures and weights; `tests/walks` installs it as a user does."""
+    with zipfile.ZipFile(release) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """
+import sys
+from pathlib import Path
+from flowact.cli import main
+import flowact, data_tools, recipes
+assert all(Path(package.__file__).is_relative_to(sys.path[0]) for package in (flowact, data_tools, recipes))
+from flowact.recipe import load_recipe, packaged_recipes
+assert len(packaged_recipes()) > 50 and load_recipe("debug/autoencoder.yaml")
+from flowact.shipped import shipped_models
+(model, *_) = shipped_models().values()
+assert model.picture.is_file() and list(model.checkpoint.glob("*.safetensors"))
+from flowact.characters.speech import load_speech
+assert load_speech()
+sys.exit(main(["list", "memory"]) or main(["new", "plugin", "mine", "--kind", "memory"]))
+"""
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "pyproject.toml").is_file()
+
+
+def test_typed_packages_say_so(wheel):
+    assert {"flowact/py.typed", "data_tools/py.typed"} <= wheel
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+
+
+def test_the_source_distribution_holds_tests_and_pages_and_no_leftovers(tmp_path):
+    """Listed by setuptools from the manifest, without copying: as `python -m build` packs it."""
+    code = f"import sys; from setuptools import setup; sys.argv = ['setup.py', '-q', 'egg_info', '--egg-base', {str(tmp_path)!r}]; setup()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = set((tmp_path / "flowact.egg-info" / "SOURCES.txt").read_text().splitlines())
+    assert {"tests/test_packaging.py", "docs/install.md", "plugins/README.md", "tox.ini", "CHANGELOG.md", "flowact/py.typed", ".ci/run"} <= names
+    leftovers = re.compile(r"__pycache__|\.pyc$|\.egg-info/|/\.pytest_cache")
+    assert [name for name in names if leftovers.search(name) and not name.startswith(str(tmp_path))] == []
 
 
 def test_entry_points_lead_to_classes_of_their_name_and_programs():

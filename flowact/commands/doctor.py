@@ -5,35 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from flowact.commands.listing import rows
+import flowact
+from flowact import registry
+from flowact.commands.environment import Finding, compilers, gpus, hub, media, ports, room, unmet
+from flowact.faults import fault_of, load_fault, stray_faults
 
-GIBIBYTE = 1024**3
-#: below these a quickstart does not finish
-MIN_MEMORY, MIN_DISK = 4 * GIBIBYTE, 2 * GIBIBYTE
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at.
-
-    Attributes:
-        status: "missing" makes the exit code 1; "optional" is absent and may stay so.
-        fix: what to type, or "".
-    """
-
-    name: str
-    status: Literal["ok", "missing", "optional"]
-    value: str
-    fix: str = ""
+#: required packages whose versions are shown
+TOLD = ("torch", "lightning", "deepspeed", "numpy", "av")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def findings() -> list[Finding]:
     """Everything that is looked at, in the order it is printed."""
-    return [*_python(), *_packages(), *_compilers(), *_hardware(), *_plugins()]
+    return [*_python(), *_packages(), *compilers(), *room(), *media(), *hub(), *ports(), *gpus(), *_plugins()]
 
 
 def _python() -> Iterator[Finding]:
     supported = sys.version_info >= (3, 11)
+    yield Finding("flowact", "ok", f"{importlib.metadata.version('flowact')} in {Path(flowact.__file__).parent}")
     yield Finding("python", "ok" if supported else "missing", platform.python_version(), "" if supported else "install Python 3.11 or newer")
 
 
@@ -85,49 +71,31 @@ def _packages() -> Iterator[Finding]:
         if extra:
             optional.setdefault(extra, []).append(found)
         else:
-            yield found
+            yield replace(found, group="required packages")
     for extra, members in optional.items():
-        yield from (Finding(f"{m.name} [{extra}]", m.status, m.value, m.fix) for m in members)
+        if extra != "dev":  # of those who change FlowAct
+            yield from (replace(m, name=f"{m.name} [{extra}]", group=f"extra {extra}") for m in members)
 
 
 def _extras() -> list[str]:
     return importlib.metadata.metadata("flowact").get_all("Provides-Extra") or []
 
 
-def _compilers() -> Iterator[Finding]:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    absent = "not found; training needs none, only operations that DeepSpeed compiles on demand"
-    yield Finding("g++", "ok" if compiler else "optional", compiler or absent, "" if compiler else "apt-get install g++")
-
-
-def _hardware() -> Iterator[Finding]:
-    import psutil
-    import torch
-
-    from flowact.machine import computes_bfloat16
-
-    yield Finding("cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
-    memory = psutil.virtual_memory().available
-    need = f"free {MIN_MEMORY // GIBIBYTE} GiB of memory"
-    yield Finding("memory", "ok" if memory >= MIN_MEMORY else "missing", f"{memory / GIBIBYTE:.1f} GiB free", "" if memory >= MIN_MEMORY else need)
-    disk = shutil.disk_usage(".").free
-    need = f"free {MIN_DISK // GIBIBYTE} GiB on the disk of this folder"
-    yield Finding("disk", "ok" if disk >= MIN_DISK else "missing", f"{disk / GIBIBYTE:.1f} GiB free", "" if disk >= MIN_DISK else need)
-    native = computes_bfloat16("cpu")
-    slow = "this CPU does not compute it; the quickstart and streams use float32, about as fast as ever"
-    yield Finding("bfloat16", "ok" if native else "optional", "computed by this CPU" if native else slow)
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            yield Finding(f"gpu {index}", "ok", f"{properties.name}, {properties.total_memory / GIBIBYTE:.0f} GiB")
-    else:
-        yield Finding("gpu", "optional", "none that torch can use; the quickstart runs on CPU")
-
-
 def _plugins() -> Iterator[Finding]:
-    for row in rows():
-        if row["problem"]:
-            yield Finding(f"{row['kind']} {row['name']}", "missing", row["problem"], f"reinstall or remove {row['distribution']}")
+    """Plugins that cannot be used; those of other distributions are imported to find out."""
+    for component in registry.components():
+        fault = fault_of(component) if component.distribution == "flowact" else load_fault(component)
+        if fault is not None:
+            yield Finding(f"{component.kind} {component.name}", "missing", f"of {component.origin}: {fault.reason}", fault.fix)
+    for distribution, fault in stray_faults():
+        yield Finding(f"plugin {distribution}", "missing", fault.reason, fault.fix)
+    for name in sorted({component.distribution for component in registry.components()} - {"flowact"}):
+        try:
+            plugin = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # a file given by --plugin
+            continue
+        for requirement, there in unmet(plugin):
+            yield Finding(f"plugin {name}", "missing", f"needs {requirement}, {there}", f"pip install '{requirement}'")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,8 +105,37 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"ok": healthy, "findings": [asdict(finding) for finding in found]}, indent=2))
     else:
-        width = max(len(finding.name) for finding in found)
-        for finding in found:
-            print(f"{finding.status:8s}  {finding.name:{width}s}  {finding.value}{f'  ->  {finding.fix}' if finding.fix else ''}")
+        lines = list(_lines(found))
+        width = max(len(line.name) for line in lines)
+        for line in lines:
+            print(f"{line.status:8s}  {line.name:{width}s}  {line.value}{f'  ->  {line.fix}' if line.fix else ''}")
         print("ready" if healthy else "something needed is missing")
     return 0 if healthy else 1
+
+
+def _lines(found: list[Finding]) -> Iterator[Finding]:
+    """What is shown: of a group one line while all is well, and of an extra always, since one command brings all of it."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in found:
+        groups.setdefault(finding.group, []).append(finding)
+    for finding in found:
+        members = groups[finding.group]
+        wrong = [member for member in members if member.status != "ok"]
+        if not finding.group or (wrong and not finding.group.startswith("extra ")):
+            if finding.status != "ok" or not finding.group:
+                yield finding
+        elif finding is members[0]:
+            status = wrong[0].status if wrong else "ok"
+            named = ", ".join(f"{_plain(m.name)} ({m.value})" for m in wrong) or _versions(members)
+            yield Finding(finding.group, status, named, wrong[0].fix if wrong else "")
+
+
+def _versions(members: list[Finding]) -> str:
+    """Names, or the number of them and the versions that matter where there are many."""
+    if len(members) < 10:
+        return ", ".join(_plain(member.name) for member in members)
+    return f"{len(members)}, with " + ", ".join(f"{m.name} {m.value}" for m in members if m.name in TOLD)
+
+
+def _plain(name: str) -> str:
+    return name.partition(" [")[0].removeprefix("encoder ")

@@ -9,10 +9,12 @@ import pytest
 from flowact import cli
 from flowact.commands import doctor
 
+PLUGINS = doctor._plugins
+
 
 @pytest.fixture(autouse=True)
 def only_good_plugins(monkeypatch):
-    monkeypatch.setattr(doctor, "rows", list)
+    monkeypatch.setattr(doctor, "_plugins", list)
 
 
 def status(findings, name):
@@ -35,7 +37,8 @@ def test_a_cpu_without_bfloat16_is_named_and_is_no_obstacle(native, expected, mo
 def test_a_missing_compiler_is_no_obstacle_and_the_fix_is_given(monkeypatch, capsys):
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "g++" else which(name))
-    monkeypatch.setattr(doctor, "_hardware", list)  # whatever else this machine lacks
+    for name in ("room", "media", "hub", "ports", "gpus"):
+        monkeypatch.setattr(doctor, name, list)  # whatever else this machine lacks
     assert cli.main(["doctor", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     (compiler,) = [finding for finding in record["findings"] if finding["name"] == "g++"]
@@ -71,7 +74,7 @@ def test_healthy_machine_is_zero_and_optional_things_do_not_count(monkeypatch, c
     assert capsys.readouterr().out.splitlines() == ["ok        a  1", "optional  b  no  ->  pip install b", "ready"]
 
 
-def test_broken_plugin_is_reported(monkeypatch):
-    monkeypatch.setattr(doctor, "rows", lambda: [{"kind": "memory", "name": "X", "problem": "no class x:X", "distribution": "x-plugin"}])
-    (found,) = doctor._plugins()
-    assert (found.name, found.status, found.fix) == ("memory X", "missing", "reinstall or remove x-plugin")
+def test_broken_plugin_is_reported(install):
+    install("x-plugin", {"memory": {"X": "x_plugin:X"}})
+    (found,) = [finding for finding in PLUGINS() if "x-plugin" in finding.value]
+    assert (found.name, found.status, found.fix) == ("memory X", "missing", "update or reinstall x-plugin, or pip uninstall x-plugin")
