@@ -105,11 +105,15 @@ def argument_mistakes(cls: type, arguments: Any, at: str, names_only: bool = Fal
             yield explained
 
 
+def type_hint(cls: type, argument: str) -> Any:
+    """A constructor's parameter's annotation, resolved; None where it has none."""
+    parser, _ = class_parser(cls)
+    return next((getattr(action, "_typehint", getattr(action, "type", None)) for action in parser._actions if action.dest == f"it.{argument}"), None)
+
+
 def accepted_classes(cls: type, argument: str) -> tuple[type, ...]:
     """Classes that a constructor's parameter is annotated with, alone or inside of unions, lists and mappings."""
-    parser, _ = class_parser(cls)
-    hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == f"it.{argument}"), None)
-    return tuple(_classes_in(hint))
+    return tuple(_classes_in(type_hint(cls, argument)))
 
 
 def _classes_in(hint: Any) -> Iterator[type]:

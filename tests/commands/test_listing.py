@@ -59,7 +59,7 @@ def test_describe_json_marks_required_arguments_and_plain_defaults(toy, capsys):
     assert arguments["rates"]["default"] == {"slow": 1e-3, "fast": 1e-2}
     assert yaml.safe_load(record["example"]) == {
         "class_path": "ToyStage",
-        "init_args": {"memory": "???", "width": "???", "rates": {"slow": 1e-3, "fast": 1e-2}, "mode": "plain", "decay": None},
+        "init_args": {"memory": {"class_path": "OtherBank"}, "width": 64, "rates": {"slow": 1e-3, "fast": 1e-2}, "mode": "plain", "decay": None},
     }
     assert (record["kind"], record["base"]) == ("stages", "Stage")
 
@@ -96,8 +96,30 @@ def test_describe_suggests(capsys):
 
 
 @pytest.mark.parametrize("component", [c for c in registry.components() if registry.summary(c) is not None], ids=lambda c: c.name)
-def test_every_component_can_be_described(component, capsys):
+def test_every_component_can_be_described_and_its_example_passes_the_check(component, capsys):
     code, out, err = run(capsys, "describe", component.name)
     assert (code, err) == (0, "")
-    assert f"class_path: {component.name}" in out
     assert component.class_path in out
+    assert f"{component.module.partition('.')[0]}/" in out
+    pasted = yaml.safe_load(out[out.index(f"class_path: {component.name}\n" if "init_args:" in out else f"class_path: {component.name}") :])
+    registry.check_spec(registry.expand(pasted))
+    if component.kind in ("memory", "schedulers", "corruptors", "solvers", "adapters", "planners"):
+        assert type(registry.instantiate(pasted)).__name__ == component.name
+
+
+@pytest.mark.parametrize("class_path", ["lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.callbacks.EarlyStopping", "torch.optim.AdamW"])
+def test_a_class_of_a_library_can_be_described_too(class_path, capsys):
+    code, out, _ = run(capsys, "describe", class_path)
+    assert code == 0
+    assert f"{class_path}, from {class_path.partition('.')[0]} " in out
+    pasted = yaml.safe_load(out[out.rindex(f"class_path: {class_path}") :])
+    assert pasted["class_path"] == class_path
+    if class_path.startswith("lightning"):
+        registry.check_spec(pasted)
+
+
+def test_a_class_outside_the_allow_list_is_not_imported_to_be_described(canary, capsys):
+    code, _, err = run(capsys, "describe", "canary_module.Thing")
+    assert code == 2
+    assert "outside flowact" in err
+    assert not canary.exists()
