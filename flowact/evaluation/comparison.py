@@ -105,7 +105,7 @@ def _surely(row: Mapping[str, Any], digits: int) -> str:
     if interval is None or not np.isfinite(interval).all():
         return ""
     text = f", {signed(interval[0], digits)} to {signed(interval[1], digits)} over clips"
-    return text + (" (0 is within)" if interval[0] <= 0 <= interval[1] and row["better"] is not None else "")
+    return text + (" (0 is within)" if _holds_zero(row) and row["better"] is not None else "")
 
 
 def compared_stages(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -132,8 +132,20 @@ def compared_stages(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             cells.append(number(truth.get(name), explanation.digits))
         rows.append({"label": explanation.label, "cells": cells, "aim": explanation.aim})
     details = stages[chosen[-1]].get("details") or {}
+    remarks = [*_remarks(details), *(_perhaps_chance(comparison["changes"]) if comparison and chosen == pair else ())]
     columns += ["truth through the decoder"] if truth else []
-    return {"columns": columns, "rows": rows, "measured": _measured(details), "remarks": _remarks(details)}
+    return {"columns": columns, "rows": rows, "measured": _measured(details), "remarks": remarks}
+
+
+def _perhaps_chance(changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the changes that may be none."""
+    names = [METRICS[name].label for name, row in changes.items() if row["better"] is not None and _holds_zero(row)]
+    return [f"May be chance, since the 95 % interval of the change over clips holds 0: {', '.join(names)}."] if names else []
+
+
+def _holds_zero(row: Mapping[str, Any]) -> bool:
+    interval = row.get("interval")
+    return interval is not None and bool(np.isfinite(interval).all()) and interval[0] <= 0 <= interval[1]
 
 
 def _measured(details: Mapping[str, Any]) -> str:
