@@ -28,7 +28,7 @@ from flowact.sampling.window import gaussian, predict_velocity
 from flowact.schedulers.base import NoiseScheduler
 from flowact.schedulers.named import SolverWord
 from flowact.schedulers.solver import Solver
-from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, bin_name, gradient_norm, is_logged, level_sums, partitioning_engine
+from flowact.stages.curves import LEVEL_BINS, HeldOutCurves, LevelRecord, bin_name, gradient_norm, is_logged, level_sums, partitioning_engine
 from flowact.strategies import check_strategy, full_fp32_weights, step_was_skipped
 from flowact.types import Batch, Chunk, MemoryView, Visibility
 
@@ -284,6 +284,7 @@ class DenoiserStage(Stage):
         self.visibility = visibility
         self.allow_lineage = tuple(allow_lineage)
         self._by_level: Tensor | float = 0.0
+        self.drawn_levels = LevelRecord()
         self._held_out: HeldOutCurves | None = None
 
     @property
@@ -439,6 +440,7 @@ class DenoiserStage(Stage):
     def log_by_level(self, error_BF: Tensor, sigma_BF: Tensor) -> None:
         """Log the mean error per bin of noise levels over the steps since the last time, on this process; empty bins are left out."""
         self._by_level = level_sums(error_BF, sigma_BF) + self._by_level
+        self.drawn_levels.add(error_BF, sigma_BF, self.chunk_frames)
         if is_logged(self.trainer, self.global_step + 1):
             means = {bin_name(low): total / count for (low, _), (total, count) in zip(LEVEL_BINS, self._by_level, strict=True) if count > 0}
             self.log_dict({f"train/{name}": mean for name, mean in means.items()})

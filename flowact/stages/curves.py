@@ -34,6 +34,39 @@ def level_sums(error_BF: Tensor, sigma_BF: Tensor) -> Tensor:
     return torch.stack([torch.stack([(error * mask).sum(), mask.sum()]) for mask in inside])
 
 
+class LevelRecord:
+    """Which levels a stage drew in training for each place in its stream, and the error there, on this process. K chunks, N bins of equal width.
+
+    Attributes:
+        sums_2KN: latent frames, and the sum of their errors; None before the first batch.
+    """
+
+    num_bins = 20
+
+    def __init__(self) -> None:
+        self.sums_2KN: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, error_BF: Tensor, sigma_BF: Tensor, chunk_frames: int) -> None:
+        """Take in the frames of a batch; nothing is read back from the device."""
+        num_chunks = -(-sigma_BF.shape[1] // chunk_frames)
+        if self.sums_2KN is None or self.sums_2KN.shape[1] != num_chunks or self.sums_2KN.device != error_BF.device:
+            self.sums_2KN = torch.zeros(2, num_chunks, self.num_bins, device=error_BF.device)
+        bins_BF = (sigma_BF.to(error_BF.device).float() * self.num_bins).long().clamp(0, self.num_bins - 1)
+        chunk_F = torch.arange(sigma_BF.shape[1], device=error_BF.device) // chunk_frames
+        error = error_BF.detach().float()
+        finite = error.isfinite()
+        places = (chunk_F * self.num_bins + bins_BF).flatten()
+        for sums_KN, values in zip(self.sums_2KN, (finite.float(), error.where(finite, 0.0)), strict=True):
+            sums_KN.view(-1).index_add_(0, places, values.flatten())
+
+    def take(self) -> Tensor:
+        """The sums so far, which begin anew."""
+        assert self.sums_2KN is not None
+        taken, self.sums_2KN = self.sums_2KN, torch.zeros_like(self.sums_2KN)
+        return taken
+
+
 @torch.no_grad()
 def latent_sums(made_BFCHW: Tensor, real_BFCHW: Tensor) -> Tensor:
     """What `statistics` are made of, float64 [8]; the sums of several batches add up."""
