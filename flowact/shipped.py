@@ -38,6 +38,12 @@ def shipped_models() -> dict[str, ShippedModel]:
     return {folder.name: ShippedModel(folder.name, folder) for folder in folders}
 
 
+def named_folder(checkpoint: str) -> Path:
+    """The checkpoint of a shipped model by its name; anything else, and a name that a folder here has too, is the path of a folder."""
+    models = shipped_models()
+    return models[checkpoint].checkpoint if checkpoint in models and not Path(checkpoint).exists() else Path(checkpoint)
+
+
 def shipped_model(name: str | None = None) -> ShippedModel:
     """The model of a name; None is the default.
 

@@ -6,10 +6,13 @@ import json
 import re
 
 import pytest
+import torch
 
+from flowact.autoencoders import latent_space
 from flowact.checkpoints import open_checkpoint
+from flowact.cli import main
 from flowact.errors import UserError
-from flowact.shipped import shipped_model, shipped_models
+from flowact.shipped import named_folder, shipped_model, shipped_models
 
 MODELS = shipped_models()
 
@@ -37,3 +40,16 @@ def test_a_model_is_verified_small_and_says_what_was_measured(name):
     assert figures["state_accuracy"] > 0.85
     for word in ("Licence", "Trained on", "Made by"):
         assert word in card
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_can_be_exported_by_name_as_a_base_to_train_on(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", name, "--merge", "--no-stream", "--out", "base"]) == 0
+    base = open_checkpoint(tmp_path / "base")
+    assert base.lineage["latent_space"] == latent_space(base.autoencoder), "clips that are encoded with it fit"
+    weights = MODELS[name].checkpoint
+    assert all(torch.equal(value, base.weights()[key]) for key, value in open_checkpoint(weights).weights().items())
+    assert named_folder(name) == weights
+    (tmp_path / name).mkdir()
+    assert str(named_folder(name)) == name, "a folder of one's own goes first"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowact.commands.lora import print_report, progress_of
 from flowact.errors import UserError
+from flowact.shipped import named_folder
 
 if TYPE_CHECKING:
     from flowact.checkpoints import Checkpoint
@@ -29,7 +30,7 @@ PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to write, how, and where to; and what its card tells."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or the name of a model that comes with FlowAct, such as puppet")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must not exist yet")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--merge", action="store_true", help="a checkpoint of all weights, which needs no base")
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_free(args.out)
     say = progress_of(args)
-    checkpoint = open_checkpoint(args.checkpoint)
+    checkpoint = open_checkpoint(named_folder(args.checkpoint))
     say(f"read {args.checkpoint}: {'a LoRA' if checkpoint.is_lora else 'all weights'} of stage {checkpoint.lineage['stage']}, step {checkpoint.step}")
 
     def finish(folder: Path, report: ExportReport) -> None:
