@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
 
 import pytest
 import torch
@@ -47,6 +49,27 @@ def test_sizes(row, tmp_path):
     flops = [f"{evaluation.flops / 1e12:.0f} TFLOP" for evaluation in (whole, before)]
     assert row == [row[0], *flops, *kept, f"{plan.stream.frames_per_second:.0f} frames a second"]
     assert f"{plan.tokens.memory + plan.tokens.stream:,} tokens" in PAGE
+
+
+def test_the_job_goes_on_by_itself(tmp_path):
+    (script,) = [text for text in re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "requeue" in text]
+    (tmp_path / "job.sh").write_text(script)
+    codes, kept = tmp_path / "codes", "runs/mine/checkpoints/pretraining"
+    codes.write_text("143\n143\n0\n")
+    stands_in = {
+        "srun": f'echo "$@" >> {tmp_path}/srun.txt\nmkdir -p {kept}; touch {kept}/manifest.json\n'
+        f"code=$(head -1 {codes}); sed -i 1d {codes}; exit $code\n",
+        "scontrol": f'echo "$@" >> {tmp_path}/scontrol.txt\n',
+    }
+    for program, body in stands_in.items():
+        (tmp_path / program).write_text("#!/bin/bash\n" + body)
+        (tmp_path / program).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    ends = [subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, check=False).returncode for _ in range(3)]
+    assert ends == [143, 143, 0]
+    first, second, third = (tmp_path / "srun.txt").read_text().splitlines()
+    assert second == third == f"{first} --resume {kept}"
+    assert (tmp_path / "scontrol.txt").read_text().splitlines() == ["requeue 7"] * 2
 
 
 def test_every_key_of_the_json_is_in_the_table():
