@@ -282,10 +282,10 @@ def default_shards(report: ExportReport, checkpoint: Checkpoint, say: Callable[[
     from flowact.data.rights import UNKNOWN, count_rights
 
     hint = "name clips with --shards, or pictures with --pictures"
-    given = ((checkpoint.recipe.get("data") or {}).get("init_args") or {}).get("val")
-    first = given[0] if isinstance(given, list) and given else given
+    given: Any = ((checkpoint.recipe.get("data") or {}).get("init_args") or {}).get("val")
+    first: Any = given[0] if isinstance(given, list) and given else given
     spec = first.get("folder") if isinstance(first, dict) else first
-    if spec is None or not Path(spec).is_dir():
+    if not isinstance(spec, str) or not Path(spec).is_dir():
         say(f"no stream for the card: the recipe's validation set is not here; {hint}")
         return None
     if report.parameters > SMALL_NETWORK:
@@ -299,7 +299,7 @@ def default_shards(report: ExportReport, checkpoint: Checkpoint, say: Callable[[
     if rights.consents.get(UNKNOWN):
         say(f"no stream for the card: {rights.consents[UNKNOWN]} of {rights.clips} clips of {spec} state no consent to be shown; {hint}")
         return None
-    return str(spec)
+    return spec
 
 
 def write_stream(folder: Path, pipeline: Pipeline, held_out: HeldOut) -> list[tuple[str, str]]:

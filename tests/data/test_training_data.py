@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from ramp_dataset import ENCODERS, make_dataset, write_clip
@@ -13,15 +14,17 @@ from ramp_dataset import ENCODERS, make_dataset, write_clip
 from flowact.autoencoders import CausalVideoAutoencoder, save_autoencoder
 from flowact.callbacks.checkpoint import CheckpointFolder
 from flowact.checkpoints import open_checkpoint
-from flowact.data import ShardDataModule, ShardWriter
+from flowact.data import FrameDataModule, ShardDataModule, ShardWriter
 from flowact.data.rights import UNKNOWN, TrainingData, count_rights, silent, stated, total, trained_on
 from flowact.data.split import open_split
 from flowact.memory import NoMemory
 from flowact.models import MMDiT
 from flowact.schedulers import UniformLevel
-from flowact.stages import ChunkwiseDiffusionForcing
+from flowact.stages import AutoencoderTraining, ChunkwiseDiffusionForcing
+from flowact.writers import Mp4Writer
 
 SHAPE = {"latent_channels": 2, "text_width": 2, "audio_width": 3, "width": 16, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1}
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
 SIGNED = {"license": "CC-BY-4.0", "consent": "signed 2026-01"}
 
 
@@ -56,10 +59,9 @@ def fit(cls, root, folder, parent=None, **options):
     if parent is not None:
         stage.initialise_from(parent)
     data = ShardDataModule(train=str(root / "train"), batch_size=2, window_frames=4, reference="first", **options)
-    settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pl.Trainer(max_steps=1, callbacks=[CheckpointFolder(str(folder))], **settings).fit(stage, datamodule=data)
+        pl.Trainer(max_steps=1, callbacks=[CheckpointFolder(str(folder))], **QUIET).fit(stage, datamodule=data)
     return open_checkpoint(folder).lineage
 
 
@@ -84,6 +86,24 @@ def test_a_training_leaves_licence_and_consent_in_its_checkpoint_and_in_its_desc
     sets = [data for entry in stages for data in entry["training_data"]]
     assert total(sets, "licenses") == {"CC-BY-4.0": 1, "CC0-1.0": 1, "proprietary": 2, UNKNOWN: 1}
     assert total(sets, "consents") == {"contract 7": 2, "signed 2026-01": 2, UNKNOWN: 1}
+
+
+def test_an_autoencoder_says_what_it_was_trained_on(tmp_path):
+    root = tmp_path / "films"
+    with Mp4Writer(tmp_path / "film.mp4", 32, 32, scale=1) as film:
+        film.write(np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8), np.zeros(9 * 640, np.float32))
+    with ShardWriter(root / "train") as writer:
+        for number, source in enumerate((SIGNED, None)):
+            more = {} if source is None else {"source": source}
+            write_clip(writer, f"clip-{number}", 9, video=(tmp_path / "film.mp4").read_bytes(), more=more)
+    stage = AutoencoderTraining(CausalVideoAutoencoder(latent_channels=2, width=8), principal_clips=0)
+    data = FrameDataModule(train=str(root / "train"), batch_size=1, num_frames=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pl.Trainer(max_steps=1, callbacks=[CheckpointFolder(str(tmp_path / "ae"))], **QUIET).fit(stage, datamodule=data)
+    (entry,) = open_checkpoint(tmp_path / "ae").lineage["training_data"]
+    assert (entry["name"], entry["clips"]) == ("films", 2)
+    assert (entry["licenses"], entry["consents"]) == ({"CC-BY-4.0": 1, UNKNOWN: 1}, {"signed 2026-01": 1, UNKNOWN: 1})
 
 
 def test_only_clips_that_are_trained_on_count(tmp_path):
