@@ -23,6 +23,12 @@ KINDS = sorted(new.KINDS)
 RECIPES = {
     "memory": ("quickstart/diffusion_forcing.yaml", "model.init_args.memory={}", "data.init_args.history_frames=3"),
     "schedulers": ("quickstart/diffusion_forcing.yaml", "model.init_args.levels={}"),
+    "solvers": ("quickstart/self_forcing.yaml", "model.init_args.solver.class_path={}"),
+    "stages": ("quickstart/diffusion_forcing.yaml", "model.class_path={}"),
+    "denoisers": (
+        "quickstart/pretraining.yaml",
+        "model.init_args.denoiser={{class_path: {}, init_args: {{latent_channels: 96, text_width: 256, audio_width: 127}}}}",
+    ),
     "corruptors": ("quickstart/self_forcing.yaml", "model.init_args.corruptor={}"),
     "adapters": ("quickstart/diffusion_forcing.yaml", "model.init_args.adapter.class_path={}"),
     "callbacks": ("quickstart/pretraining.yaml", "trainer.callbacks.mine.class_path={}"),
@@ -172,8 +178,8 @@ def test_name_folder_and_class_are_the_users(tmp_path, capsys):
         (["json", "--kind", "memory", "--class", "Mine"], "there is a module 'json' already"),
         (["FlowAct", "--kind", "memory", "--class", "Mine"], "there is a module 'flowact' already"),
         (["mine", "--kind", "memroy"], "Did you mean memory?"),
-        (["mine", "--kind", "denoisers"], "there is a template for memory, corruptors"),
-        (["mine", "--kind", "denoisers"], "docs/plugins.md"),
+        (["mine", "--kind", "autoencoders"], "there is a template for memory, corruptors"),
+        (["mine", "--kind", "autoencoders"], "docs/plugins.md"),
         (["mine", "--kind", "memory", "--class", "StructuredMemory"], "taken: flowact 0.1.0 registers it (memory)"),
         (["mine", "--kind", "planners", "--class", "StructuredMemory"], "registers it (memory)"),
         (["flowact-no-memory", "--kind", "memory"], "'NoMemory' is taken"),
