@@ -181,7 +181,9 @@ def _compare(found: Findings, stage: Stage, data: Any, opened: bool) -> bool:
         stage.trainer = trainer  # type: ignore[assignment]
         stage.setup("validate")
     except UserError as error:
-        found.refuse(UserError(f"{named_place('model', found.recipe.config['model'], str(error))}: {error}"))
+        in_data = re.search(r"\bset data\.(\w+)", str(error))
+        place = f"data.init_args.{in_data[1]}" if in_data else named_place("model", found.recipe.config["model"], str(error))
+        found.refuse(UserError(f"{place}: {error}"))
         return False
     except Exception as error:
         found.note("model", f"{type(stage).__name__} was not compared with its data ({type(error).__name__}: {error})")

@@ -79,7 +79,8 @@ def test_windows_are_compared_without_any_data_and_absent_data_are_noted(tmp_pat
     assert f"there is no {tmp_path}/shards/train and no {tmp_path}/shards/val yet" in notes
     assert "init_from (" in notes
     wrong = one(findings(tmp_path, "data.init_args.history_frames=3"))
-    assert wrong.startswith("data.init_args.history_frames (command line): ") or "history frames: the data has 3, the stage wants 12" in wrong
+    assert wrong.startswith("data.init_args.history_frames (command line): ")
+    assert "history frames: the data has 3, the stage wants 12" in wrong
 
 
 @pytest.mark.parametrize(

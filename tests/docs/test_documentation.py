@@ -61,6 +61,13 @@ def install_folder(install, distribution: Path) -> None:
     install(project["name"], points, {file.relative_to(source).as_posix(): file.read_text() for file in source.rglob("*.py")})
 
 
+def write_new_plugins(page: Path, folder: Path, install, capsys) -> None:
+    """Write and install the distributions that a page begins with `flowact new plugin`."""
+    for new in new_plugins(page):
+        assert cli.main(new.arguments) == 0, capsys.readouterr().err
+        install_folder(install, folder / new.arguments[2])
+
+
 def parse(command: Command) -> argparse.Namespace:
     """The arguments as the program sees them; wrong ones end the test with the program's own message."""
     try:
@@ -88,14 +95,15 @@ def test_shell_text_is_split_as_a_shell_would():
 
 
 @pytest.mark.parametrize("command", [c for c in OURS if c.arguments[0] not in RUN and c.words[1] != "--help"], ids=str)
-def test_the_program_takes_the_command(command, folder, capsys):
+def test_the_program_takes_the_command(command, folder, install, capsys):
     here = folder(command.page)
     args = parse(command)
     recipe = getattr(args, "config", None)
     if recipe:
+        write_new_plugins(command.page, here, install, capsys)
         options = [word for file in args.plugin for word in ("--plugin", file)] + [word for prefix in args.trust for word in ("--trust", prefix)]
         overrides = [override for override in args.overrides if "SinkWindowMemory" not in override]  # its plugin has a test of its own
-        assert cli.main(["check", recipe, *overrides, *options]) == 0, capsys.readouterr().err
+        assert cli.main(["check", "--keys-only", recipe, *overrides, *options]) == 0, capsys.readouterr().err
     for prompts in getattr(args, "prompts", None) or []:
         if (here / prompts).is_file():
             assert load_prompts(here / prompts)
@@ -104,10 +112,8 @@ def test_the_program_takes_the_command(command, folder, capsys):
 @pytest.mark.parametrize("command", [c for c in OURS if c.arguments[0] in RUN], ids=str)
 def test_quick_commands_run(command, folder, plugins, install, capsys):
     here = folder(command.page)
-    for new in new_plugins(command.page):
-        if command.arguments[0] != "new":
-            assert cli.main(new.arguments) == 0, capsys.readouterr().err
-            install_folder(install, here / new.arguments[2])
+    if command.arguments[0] != "new":
+        write_new_plugins(command.page, here, install, capsys)
     assert cli.main(command.arguments) == 0, capsys.readouterr().err
 
 
