@@ -135,3 +135,14 @@ def test_the_reference_has_every_component(hooks):
     ours = [component for component in registry.components() if component.distribution == "flowact"]
     assert ours
     assert [c.name for c in ours if f"## {c.name} {{" not in pages[f"reference/components_{c.kind}.md"]] == []
+
+
+def test_the_architecture_names_every_room_and_verb():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = page[page.index("## The rooms") : page.index("## Contracts")]
+    here = [path for path in (ROOT / "flowact").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    assert len(here) > 20
+    named = {path.name for path in here if not path.name.startswith("__")}
+    assert {name for name in named if not re.search(rf"[`/]{re.escape(name)}[`/]", rooms)} == set()
+    (verbs,) = re.findall(r"one verb, one file: (.*?) \|", rooms)
+    assert set(verbs.split(", ")) == set(cli.VERBS)
