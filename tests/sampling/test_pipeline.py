@@ -17,7 +17,7 @@ from flowact.errors import UserError
 from flowact.memory import NoMemory, SlidingWindowMemory, StructuredMemory
 from flowact.sampling import Guidance
 from flowact.sampling.pipeline import Pipeline, character_captions, to_pixels, trained_shift
-from flowact.schedulers import Euler, Renoise, Staircase
+from flowact.schedulers import AdamsBashforth, Euler, Renoise, Staircase
 from flowact.stages.preview import preview_pipeline
 
 
@@ -182,6 +182,20 @@ def test_solver_and_guidance_are_what_the_stage_was_trained_for(tmp_path):
         assert engine.evaluations_per_chunk == 3
     with pytest.raises(UserError, match="guidance 3 for audio"):
         Pipeline.from_checkpoint(folder, guidance=3.0)
+
+
+def test_a_checkpoint_may_name_a_solver_by_its_spec_and_a_stream_may_take_another(tmp_path):
+    folder = write(tmp_path / "run", solver={"class_path": "AdamsBashforth"}, micro_steps=2)
+    assert Pipeline.from_checkpoint(folder).engine.solver == AdamsBashforth()
+    assert Pipeline.from_checkpoint(folder, solver=Renoise()).engine.solver == Renoise()
+    clips = [
+        Pipeline.from_checkpoint(folder, solver=solver).generate([picture()], [sound(10)], [[(0, "hello")]]).frames[0]
+        for solver in (None, AdamsBashforth(), Euler())
+    ]
+    assert np.array_equal(clips[0], clips[1])
+    assert not np.array_equal(clips[0], clips[2])
+    with pytest.raises(UserError, match="called 'GoneSolver'"):
+        Pipeline.from_checkpoint(write(tmp_path / "gone", solver={"class_path": "GoneSolver"}))
 
 
 @pytest.mark.parametrize(
