@@ -1,4 +1,7 @@
-"""A page of the documentation as a reader follows it: every block copied into a shell in turn, in an empty folder, with FlowAct from its wheel."""
+"""A page of the documentation as a reader follows it: every block copied into a shell in turn, in an empty folder, with FlowAct from its wheel.
+
+`python tests/walks/walking.py docs/character.md FOLDER` follows a page with the FlowAct that is installed, and says how long each block took.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,3 +173,28 @@ def required(name: str, extras: Sequence[str] = ()) -> dict[str, importlib.metad
             if any(requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("", *asked[1])):
                 waiting.append((requirement.name, tuple(requirement.extras)))
     return found
+
+
+def timed(page: str, folder: Path) -> dict[str, float]:
+    """Follow a page with the FlowAct of this environment; block -> seconds, in order.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed; what it said was shown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    begun: list[tuple[str, float]] = []
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(["bash", "-c", script([page])], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as walk:
+        for line in walk.stdout or ():
+            if line.startswith("=== "):
+                begun.append((line.removeprefix("=== ").strip(), time.perf_counter()))
+            print(line, end="", flush=True)
+    if walk.returncode:
+        raise subprocess.CalledProcessError(walk.returncode, begun[-1][0] if begun else page)
+    ends = [*(start for _, start in begun[1:]), time.perf_counter()]
+    return {block: round(end - start, 1) for (block, start), end in zip(begun, ends, strict=True)}
+
+
+if __name__ == "__main__":
+    seconds = timed(sys.argv[1], Path(sys.argv[2]))
+    print(*(f"{spent:7.1f} s  {block}" for block, spent in seconds.items()), f"{sum(seconds.values()):7.1f} s  in all", sep="\n")
