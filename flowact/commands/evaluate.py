@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N clips, spread over the split")
     parser.add_argument(
         "--judge",
+        action="append",
+        default=[],
         metavar="NAME",
         help="reads faces or mouths of filmed people, who have no truth: a name from `flowact list judges`, or {class_path: NAME, init_args: {...}}",
     )
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     judge = chosen_judge(args.judge)
     held_out = read_held_out(args.shards, args.seconds, args.limit)
     if judge is not None and held_out.character is not None:
-        raise UserError(f"--judge {args.judge} is for filmed people; {args.shards} has exact truth, which is read back without one")
+        raise UserError(f"--judge {' '.join(args.judge)} is for filmed people; {args.shards} has exact truth, which is read back without one")
     before, name = names(args)
     if not (args.json or args.quiet):
         of = "" if held_out.character is not None else ", filmed"
@@ -129,19 +131,21 @@ def names(args: argparse.Namespace) -> tuple[str | None, str]:
     return "before", args.name or "after"
 
 
-def chosen_judge(word: str | None) -> Judge | None:
-    """The judge that `--judge` names.
+def chosen_judge(words: Sequence[str]) -> Judge | None:
+    """The judges that `--judge` names, as one; None without any.
 
     Raises:
-        UserError: no such judge, or arguments that it does not take.
+        UserError: no such judge, arguments that it does not take, or two for one thing.
     """
-    if word is None:
+    if not words:
         return None
     from flowact import registry
+    from flowact.evaluation.judges import Panel
     from flowact.strict_yaml import read_yaml
 
-    given, _ = read_yaml(word, "--judge")
-    judge: Judge = registry.instantiate({"class_path": given} if isinstance(given, str) else given, "judges")
+    specs = [read_yaml(word, "--judge")[0] for word in words]
+    judge = Panel([registry.instantiate({"class_path": spec} if isinstance(spec, str) else spec, "judges") for spec in specs])
+    judge.check()
     return judge
 
 

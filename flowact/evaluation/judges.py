@@ -6,6 +6,7 @@ A judge is a component of kind `judges`. Without one, `flowact evaluate` measure
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -31,6 +32,13 @@ class Judge(ABC):  # noqa: B024 - a judge may have either method
         """How reports call it."""
         return type(self).__name__
 
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
+        """Before any work: packages and weights are there.
+
+        Raises:
+            UserError: what is missing and how to get it.
+        """
+
     def embed(self, faces_NHWC: np.ndarray) -> np.ndarray:
         """Features whose cosine is likeness.
 
@@ -52,6 +60,46 @@ class Judge(ABC):  # noqa: B024 - a judge may have either method
             Float (T,); NaN where it can not be told.
         """
         raise NotImplementedError(f"{self.name} does not measure lips")
+
+
+@final
+class Panel(Judge):
+    """Several judges as one: each kind of measurement is that of the first judge who has it.
+
+    Args:
+        judges: at least one.
+
+    Raises:
+        UserError: two of them measure the same.
+    """
+
+    def __init__(self, judges: Sequence[Judge]) -> None:
+        self._by_kind: dict[Measured, Judge] = {}
+        for judge in judges:
+            for kind in judge.measures:
+                if kind in self._by_kind:
+                    raise UserError(f"{self._by_kind[kind].name} and {judge.name} both measure {kind}; name one judge for it")
+                self._by_kind[kind] = judge
+        self.judges = tuple(judges)
+        self.measures = tuple(self._by_kind)
+
+    @property
+    def name(self) -> str:
+        """See `Judge.name`: that of who measures identity, where someone does."""
+        return self._by_kind["identity"].name if "identity" in self._by_kind else " and ".join(judge.name for judge in self.judges)
+
+    def check(self) -> None:
+        """See `Judge.check`."""
+        for judge in self.judges:
+            judge.check()
+
+    def embed(self, faces_NHWC: np.ndarray) -> np.ndarray:
+        """See `Judge.embed`."""
+        return self._by_kind["identity"].embed(faces_NHWC)
+
+    def mouth(self, frames_THWC: np.ndarray) -> np.ndarray:
+        """See `Judge.mouth`."""
+        return self._by_kind["lips"].mouth(frames_THWC)
 
 
 @final

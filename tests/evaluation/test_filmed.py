@@ -12,6 +12,7 @@ import pytest
 from flowact.errors import UserError
 from flowact.evaluation import Clip, Film, Judge, OnnxFaceEmbedder, measure_filmed
 from flowact.evaluation.filmed import GRID_NOTE, face_region
+from flowact.evaluation.judges import Panel
 
 FRAMES, SIZE = 100, 32
 
@@ -119,6 +120,27 @@ def test_the_face_is_looked_at_where_it_is_known():
     films = [Film(FILMS[0].frames_THWC, FILMS[0].reference_HWC, boxes) for boxes in (FILMS[0].boxes_TX4, None)]
     with_boxes, without = (measure_filmed(clips(ground), [one]).identity_error for one in films)
     assert without > with_boxes + 0.05
+
+
+def test_several_judges_share_the_work():
+    class Faces(Judge):
+        measures = ("identity",)
+
+        def embed(self, faces_NHWC):
+            return Reader().embed(faces_NHWC)
+
+    class Mouths(Judge):
+        measures = ("lips",)
+
+        def mouth(self, frames_THWC):
+            return Reader().mouth(frames_THWC)
+
+    shown = clips(FILMS[1].frames_THWC, FILMS[0].frames_THWC)
+    both, one = (measure_filmed(shown, FILMS, judge) for judge in (Panel([Mouths(), Faces()]), Reader()))
+    assert both.details["identity_by"] == "Faces"
+    assert (both.identity_error, both.lip_correlation) == (one.identity_error, one.lip_correlation)
+    with pytest.raises(UserError, match="Faces and Reader both measure identity"):
+        Panel([Faces(), Reader()])
 
 
 @pytest.fixture
