@@ -29,16 +29,16 @@ class CurveRecord(Logger):
 
     Args:
         path: the file; None writes none.
-        root: what `trainer.log_dir` is to say when there is no other logger.
+        folder: of the run.
 
     Attributes:
         curves: name -> (step, value), in the order of steps.
     """
 
-    def __init__(self, path: Path | None, root: str = ".") -> None:
+    def __init__(self, path: Path | None, folder: Path) -> None:
         super().__init__()
         self.path = path
-        self.root = root
+        self.folder = folder
         self.curves: dict[str, list[Point]] = {}
 
     @property
@@ -53,8 +53,13 @@ class CurveRecord(Logger):
 
     @property
     def save_dir(self) -> str:
-        """See `root`."""
-        return self.root
+        """The folder of the run."""
+        return str(self.folder)
+
+    @property
+    def log_dir(self) -> str:
+        """The same: it stays the run's where there is no other logger."""
+        return str(self.folder)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

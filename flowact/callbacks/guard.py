@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from flowact.callbacks.run_record import run_folder
 from flowact.errors import UserError
 from flowact.strategies import skip_unless_finite, step_was_skipped
 
@@ -53,7 +54,7 @@ class NonFiniteGuard(Callback):
         self._problem: str | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._file = Path(trainer.log_dir or trainer.default_root_dir) / "skipped.jsonl"  # a collective operation, so not later
+        self._file = (run_folder(trainer) or Path(trainer.default_root_dir)) / "skipped.jsonl"  # a collective operation, so not later
         self._batches, self._stepped, self._problem = [], [], None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from flowact.callbacks.boards import Boards
+from flowact.callbacks.run_record import run_folder
 from flowact.errors import UserError
 from flowact.stages.curves import LevelRecord
 
@@ -39,7 +40,7 @@ class NoiseLevels(Callback):
         self._last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "media"  # a collective operation, so not later
+        self._folder = (run_folder(trainer) or Path(trainer.default_root_dir)) / "media"  # a collective operation, so not later
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

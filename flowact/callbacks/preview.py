@@ -17,6 +17,7 @@ from torch import nn
 
 from flowact.callbacks.boards import Boards
 from flowact.callbacks.ema import moving_average
+from flowact.callbacks.run_record import run_folder
 from flowact.callbacks.throughput import Throughput
 from flowact.errors import UserError
 from flowact.stages.preview import PreviewInput
@@ -83,7 +84,7 @@ class StreamPreview(Callback):
             raise UserError(f"StreamPreview needs a stage with preview_clips(seconds, num_clips); {type(pl_module).__name__} has none.")
         for given in self.clips:
             given.check()
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "media"  # a collective operation, so not later
+        self._folder = (run_folder(trainer) or Path(trainer.default_root_dir)) / "media"  # a collective operation, so not later
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -47,11 +47,14 @@ class RunPage(Callback):
         if stage != "fit":
             return
         folder = run_folder(trainer)  # a collective operation
-        if folder is None or not trainer.is_global_zero:
+        if folder is None:
             return
-        self._folder, self._begun = folder, time.monotonic()
-        self._record = CurveRecord(folder / LINES, str(trainer.default_root_dir))
-        trainer.loggers = [*(logger for logger in trainer.loggers if not isinstance(logger, CurveRecord)), self._record]
+        # on every process, since what a trainer asks of all of them depends on whether there are loggers
+        record = CurveRecord(folder / LINES if trainer.is_global_zero else None, folder)
+        trainer.loggers = [*(logger for logger in trainer.loggers if not isinstance(logger, CurveRecord)), record]
+        if not trainer.is_global_zero:
+            return
+        self._folder, self._begun, self._record = folder, time.monotonic(), record
         logging.getLogger("flowact").addHandler(self._warnings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

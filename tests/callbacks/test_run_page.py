@@ -75,6 +75,16 @@ def test_a_run_that_breaks_says_so_and_how_to_go_on(tmp_path: Path, monkeypatch:
     assert not [handler for handler in logging.getLogger("flowact").handlers if type(handler).__name__ == "_Warnings"]
 
 
+def test_without_a_logger_of_its_own_the_page_lies_in_the_root_folder(tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[RunPage(), RunRecord()], default_root_dir=tmp_path, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(TinyStage(), datamodule=Data())
+    assert {PAGE, LINES, PICTURE, "recipe.yaml", "provenance.json"} == {path.name for path in tmp_path.iterdir()}
+    assert trainer.log_dir == str(tmp_path)
+
+
 def test_a_resumed_run_keeps_what_was_before_and_a_new_one_begins_anew(tmp_path: Path) -> None:
     fit(tmp_path, TinyStage(), steps=3)
     with (tmp_path / "logs" / LINES).open("a") as file:
@@ -120,7 +130,7 @@ def test_the_page_s_commands_are_commands() -> None:
 
 
 def test_lines_are_json_and_curves_hold_finite_values(tmp_path: Path) -> None:
-    record = CurveRecord(tmp_path / LINES)
+    record = CurveRecord(tmp_path / LINES, tmp_path)
     record.log_metrics({"train/loss": math.nan, "epoch": 0}, 1)
     record.log_metrics({"train/loss": 2.0}, 2)
     record.log_metrics({"epoch": 1}, 3)
