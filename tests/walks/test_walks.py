@@ -1,13 +1,11 @@
 """Three people follow the documentation by copying commands, in a fresh environment with FlowAct from its wheel.
 
 `tox -e py311,walks`; with FLOWACT_WALKS=real every package is downloaded anew. A block that cannot be copied by everybody has a comment above it,
-`<!-- not walked: REASON -->`. FLOWACT_QUICKSTART=FOLDER lends the finetuner the folder of a finished quickstart, which saves a quarter of an hour.
+`<!-- not walked: REASON -->`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -78,9 +76,6 @@ def test_a_component_of_ones_own_is_trained(fresh, here):
 def test_a_character_of_ones_own_speaks(fresh, here):
     if not (ROOT / "docs" / "character.md").is_file():
         pytest.skip("docs/character.md is not written yet")
-    if os.environ.get("FLOWACT_QUICKSTART"):
-        (here / "runs").mkdir()
-        shutil.copytree(os.environ["FLOWACT_QUICKSTART"], here / "runs" / "quickstart")
     fresh("flowact").walk(WALKS["finetuner"], here, timeout=7000)
     assert list(here.rglob("*.mp4"))
 
