@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowact import registry
-from flowact.errors import UserError, did_you_mean
+from flowact.errors import UserError, did_you_mean, differ_by_a_letter
 from flowact.signatures import is_inside, join
 from flowact.strict_yaml import read_yaml
 
@@ -55,11 +55,16 @@ class Layers:
             self.config = merge.mapping(self.config, config, "")
         except UserError as error:
             place, _, rest = str(error).partition(": ")
-            raise UserError(f"{place} ({origin_of(place, origins)}): {rest}") from None
+            where = origin_of(place, self.origins if isinstance(error, _MistakeOfBase) else origins)
+            raise UserError(f"{place} ({where}): {rest}") from None
         for place in merge.dropped:
             forget(self.origins, place)
         self.origins.update({merge.moved(place): where for place, where in origins.items()})
         self.read_vars |= set(references_to_vars(config))
+
+
+class _MistakeOfBase(UserError):
+    """What is wrong stands in a base."""
 
 
 class _Merge:
@@ -71,6 +76,8 @@ class _Merge:
 
     def mapping(self, base: Any, child: Mapping[str, Any], at: str) -> dict[str, Any]:
         base = _as_component(base)
+        if isinstance(base, Mapping):
+            _check_replaced(base, child, at)
         if child.get("_replace_") is True or not isinstance(base, Mapping) or (at not in KEEPING and _is_another_class(base, child)):
             self.dropped.append(at)
             base = {}
@@ -139,6 +146,13 @@ def _is_another_class(base: Mapping[str, Any], child: Mapping[str, Any]) -> bool
     if not all(isinstance(name, str) for name in names):
         return False
     return len({_full(str(name)) for name in names}) == 2
+
+
+def _check_replaced(base: Mapping[str, Any], child: Mapping[str, Any], at: str) -> None:
+    """A base's component whose name is a slip would be taken for another class, and what the base says to it be dropped."""
+    before, after = str(base.get("class_path")), str(child.get("class_path"))
+    if "." not in before and _full(before) == before and differ_by_a_letter(before, after):
+        raise _MistakeOfBase(f"{join(at, 'class_path')}: no component called '{before}' is installed. Did you mean {after}?")
 
 
 def _full(name: str) -> str:

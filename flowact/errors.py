@@ -23,9 +23,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def differ_by_a_letter(name: str, other: str) -> bool:
-    """Whether one letter was left out, doubled or added, or two neighbours swapped: what a slip of the finger makes of a name."""
+    """Whether one letter (no digit) was left out, doubled or added, or two neighbours swapped: what a slip of the finger makes of a name."""
     short, long = sorted((name, other), key=len)
     if len(short) == len(long):
         places = [i for i, (a, b) in enumerate(zip(short, long, strict=True)) if a != b]
         return len(places) == 2 and places[1] == places[0] + 1 and (short[places[0]], short[places[1]]) == (long[places[1]], long[places[0]])
-    return len(long) == len(short) + 1 and any(long[:i] + long[i + 1 :] == short and long[i].isalpha() for i in range(len(long)))
+    return len(long) == len(short) + 1 and any(long[:i] + long[i + 1 :] == short and not long[i].isdigit() for i in range(len(long)))

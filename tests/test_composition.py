@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowact.errors import UserError
+from flowact.errors import UserError, differ_by_a_letter
 from flowact.recipe import check_recipe, load_recipe
 
 TOY = Path(__file__).parent / "commands" / "toy" / "toy.yaml"
@@ -173,3 +173,24 @@ def test_every_mistake_is_told_at_once(toy):
 def test_a_misspelt_dotted_path_is_answered_with_the_right_one(toy, class_path, near):
     with pytest.raises(UserError, match=rf"^trainer\.logger\.class_path \(command line\).* Did you mean ([\w.]+, )*{near.replace('.', '[.]')}"):
         check_recipe(load_recipe(TOY, [f"trainer.logger={{class_path: {class_path}}}"]))
+
+
+def test_a_slip_in_a_base_is_not_taken_for_another_class_that_a_child_replaces(write):
+    write("a.yaml", "model:\n  memory:\n    class_path: StructuredMemry\n    init_args: {long: 2}")
+    with pytest.raises(UserError, match=r"model\.memory\.class_path \(.*a\.yaml:3\): .*'StructuredMemry'.* Did you mean StructuredMemory\?"):
+        load_recipe(write("b.yaml", "_base_: a.yaml\nmodel: {memory: {class_path: StructuredMemory}}"))
+    # a name that is far from the child's may be of a plugin that is not installed, and is not needed
+    loaded = load_recipe(write("b.yaml", "_base_: a.yaml\nmodel: {memory: {class_path: NoMemory}}"))
+    assert loaded.config["model"]["memory"] == {"class_path": "flowact.memory.none.NoMemory"}
+
+
+@pytest.mark.parametrize("key", ["init__args", "iniit_args", "intit_args"])
+def test_a_key_on_the_way_to_a_component_is_told_and_not_the_component(write, key):
+    write("a.yaml", "model: {class_path: torch.nn.A, init_args: {part: {class_path: torch.nn.B, init_args: {x: 1}}}}")
+    with pytest.raises(UserError, match=rf"^model\.{key} \(.*b\.yaml:2\): .*Did you mean init_args\?"):
+        load_recipe(write("b.yaml", f"_base_: a.yaml\nmodel: {{{key}: {{part: {{init_args: {{x: 2}}}}}}}}"))
+
+
+def test_what_a_slip_of_the_finger_makes_of_a_name():
+    assert all(differ_by_a_letter("average", slip) for slip in ("averge", "averagee", "avreage", "aaverage"))
+    assert not any(differ_by_a_letter("average", other) for other in ("average", "average2", "averaxe", "avg", "preview"))
