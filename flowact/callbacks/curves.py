@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 GROUPS = ("train", "val", "preview", "ema", "throughput", "data")
 _BY_LEVEL = re.compile(r"(.*)_sigma_(.*)")
 _COLUMNS = 4
-#: from so many points on a curve of training is drawn smoothed over itself
-_MANY = 60
+#: from so many points on a curve of training is drawn smoothed over itself, if it is one that has noise
+_MANY, _NOISY = 60, re.compile(r".*(loss|grad_norm)")
 
 Point = tuple[int, float]
 
@@ -154,7 +154,7 @@ def draw(curves: Mapping[str, list[Point]], path: Path) -> None:
     for line, (group, own) in enumerate(rows):
         for column, (title, lines) in enumerate(own):
             axes = figure.add_subplot(grid[line, column])
-            _draw_panel(axes, lines, smooth=group == "train")
+            _draw_panel(axes, lines, smooth=group == "train" and bool(_NOISY.match(title)))
             axes.set_xlim(0, last * 1.03 + 1)  # one scale of steps for all
             axes.set_title(title, fontsize=9, loc="left")
             if column == 0:

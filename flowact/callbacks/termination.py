@@ -23,7 +23,7 @@ class AgreedTermination(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked, self._trainer = False, trainer
         if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[method-assign]  # registered after this hook
+            trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[assignment, method-assign]  # registered after this hook
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._agree(trainer)
