@@ -84,7 +84,7 @@ def render(root: Path, changes: bool = True) -> str:
         clips=sum(licenses.values()),
         hours=round(sum(split["hours"] for split in numbers["splits"].values()), 2),
         identities=len(people),
-        shared=[_cell(name) for name, count in sorted(people.items()) if count > 1],
+        shared=[_cell(name) for name, count in sorted(people.items()) if count > 1 and info.split_by == "person"],
         fps=info.fps,
         sample_rate=info.sample_rate,
         samples_per_frame=info.samples_per_frame,

@@ -230,8 +230,9 @@ def _output(size: int, seen: Seen) -> Iterator[str]:
     from data_tools.building.recipe import Output
 
     arguments = {argument.name: argument for argument in arguments_of(Output)}
-    values: dict[str, Any] = {"size": size, "val_fraction": 0.05 if seen.people >= 20 else 0.2 if seen.people > 1 else 0.1 if seen.recordings > 1 else 0.0}
-    values["split_by"] = "recording" if seen.people == 1 else "person"  # of one person nobody can be held out, but recordings can
+    one = seen.people == 1  # nobody can be held out, but recordings can
+    fraction = 0.05 if seen.people >= 20 else 0.2 if not one else 0.1 if seen.recordings > 1 else 0.0
+    values: dict[str, Any] = {"size": size, "val_fraction": fraction, "split_by": "recording" if one else "person"}
     for name in ("size", "crf", "shard_mb", "split_by", "val_fraction", "val_identities"):
         yield from _comment(arguments[name].doc, "  ")
         yield f"  {name}: {json.dumps(values.get(name, arguments[name].default))}"

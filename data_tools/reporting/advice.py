@@ -9,7 +9,7 @@ from data_tools.manifest import UNKNOWN
 from data_tools.reporting.contents import Contents
 from data_tools.reporting.decisions import Decisions
 from data_tools.reporting.wording import number_text
-from flowact.data.schema import DatasetInfo
+from flowact.data.schema import DatasetInfo, SplitBy
 from flowact.types import FIRST_STREAMED_FRAME, STATES
 
 #: seconds of a person below which a model learns little of them
@@ -45,7 +45,7 @@ def advise(decisions: Decisions | None, contents: Contents | None, info: Dataset
     """All findings, the serious ones first."""
     found: list[Advice] = []
     if contents is not None and info is not None:
-        found += [*_rights(contents), *_splits(contents), *_people(contents, info.fps)]
+        found += [*_rights(contents), *_splits(contents, info.split_by), *_people(contents, info.fps)]
         found += [*_behaviour(contents), *_shapes(contents, info.fps), *_sync(contents)]
     if decisions is not None:
         found += _build(decisions, contents)
@@ -61,7 +61,7 @@ def _rights(contents: Contents) -> Iterator[Advice]:
             yield Advice(f"{number_text(counts[UNKNOWN], 6)} of {_clips(contents.clips)} state {what}.", fix, "rights", serious=True)
 
 
-def _splits(contents: Contents) -> Iterator[Advice]:
+def _splits(contents: Contents, split_by: SplitBy) -> Iterator[Advice]:
     if "val" not in contents.splits:
         fix = "flowact-data split DATASET --val-fraction 0.05; without it nothing tells learning from learning by heart"
         yield Advice("There is no val split.", fix, "people", serious=True)
@@ -70,7 +70,7 @@ def _splits(contents: Contents) -> Iterator[Advice]:
         for name in split.frames_of_identity:
             homes[name] = homes.get(name, 0) + 1
     shared = sorted(name for name, count in homes.items() if count > 1)
-    if shared:
+    if shared and split_by == "person":
         text = f"{len(shared)} people are in more than one split ({_some(shared)}): what val measures is not new."
         yield Advice(text, "flowact-data split DATASET", "people", serious=True)
 

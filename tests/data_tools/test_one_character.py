@@ -45,13 +45,16 @@ def held(root: Path) -> dict[str, set[str]]:
     return {split: {clip.key for clip in open_split(root / split).clips} for split in read_dataset(root).splits}
 
 
-def test_all_recordings_show_the_person_and_some_are_held_out(built):
+def test_all_recordings_show_the_person_and_some_are_held_out(built, capsys):
     _, root = built
     assert {entry["identity"] for entry in metadata(root).values()} == {"anna"}
     assert {entry["source"]["consent"] for entry in metadata(root).values()} == {"signed"}
     assert {len(keys) > 0 for keys in held(root).values()} == {True}
     assert len(held(root)) == 2
     assert read_dataset(root).split_by == "recording"
+    assert "more than one split" not in (root / "README.md").read_text()
+    assert main(["report", str(root), "--films", "0"]) == main(["stats", str(root)]) == 0
+    assert "more than one split" not in capsys.readouterr().out
     assert main(["lint", str(root), "-j", "1"]) == 0
 
 
