@@ -61,7 +61,7 @@ def test_a_recipe_builds_its_stage_and_its_windows_fit(name):
 
 
 def test_a_stage_comes_after_one_whose_recipe_writes_its_checkpoint():
-    """In a folder of recipes, `init_from` and `scores` are what another recipe there writes, or of a character its base; chunks are as long in both."""
+    """In a folder of recipes, `init_from` and `scores` are written by another recipe there, or of a character by its base; chunks are as long."""
     configs = {name: composed(name).config for name in RECIPES}
     written = {}
     for name, config in configs.items():
