@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,19 @@ from flowact import registry
 Install = Callable[..., Path]
 #: what a training in this process leaves in the environment; a later training in another process would take it for its own launch
 LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; programs that tests start would be deaf to Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Every test finds FlowAct's loggers as they are in a program that uses it as a library."""
+    logger = logging.getLogger("flowact")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

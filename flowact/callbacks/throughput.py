@@ -77,7 +77,7 @@ class Throughput(Callback):
         self.interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.operations is None and can_be_counted(pl_module):
+        if self.count_steps and self.operations is None and can_be_counted(pl_module):
             self._to_count = self.count_steps
         if self._to_count or self.operations is not None:
             self._peak = _peak(trainer)

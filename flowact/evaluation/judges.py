@@ -127,7 +127,7 @@ class OnnxFaceEmbedder(Judge):
         try:
             import onnxruntime
         except ImportError:
-            raise UserError("OnnxFaceEmbedder needs onnxruntime: pip install onnxruntime") from None
+            raise UserError("OnnxFaceEmbedder needs onnxruntime: pip install 'flowact[judges]'") from None
         self.path, self.mean, self.scale, self.colours = path, mean, scale, colours
         self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         entry = self._session.get_inputs()[0]
