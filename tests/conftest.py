@@ -24,12 +24,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """Every test finds FlowAct's loggers as they are in a program that uses it as a library."""
+    """Every test finds FlowAct's loggers as they are in a program that uses it as a library, whatever commands ran before in this process."""
     logger = logging.getLogger("flowact")
-    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)
