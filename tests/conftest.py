@@ -23,12 +23,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 
 
 @pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
+def loggers() -> None:
     """Every test finds FlowAct's loggers as they are in a program that uses it as a library, whatever commands ran before in this process."""
     logger = logging.getLogger("flowact")
     logger.setLevel(logging.NOTSET)
     logger.handlers.clear()
-    yield
 
 
 @pytest.fixture(autouse=True)
