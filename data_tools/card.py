@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.manifest import UNKNOWN, describe_dataset, read_clips
+from data_tools.manifest import describe_dataset, read_clips
+from flowact.data.rights import UNKNOWN
 from flowact.data.schema import read_dataset, write_atomically
 
 CARD_FILE = "README.md"

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_tools.manifest import MANIFEST_FILE, UNKNOWN, read_clips
+from data_tools.manifest import MANIFEST_FILE, read_clips
 from data_tools.rewrite import is_stopped
 from data_tools.workplace import show_table
 from flowact import registry
+from flowact.data.rights import UNKNOWN
 from flowact.data.schema import COLUMN_FILE, COLUMNS_FOLDER, DATASET_FILE, read_column, read_dataset, split_column_folder_name
 from flowact.data.shards import ShardReader, split_folders
 from flowact.errors import UserError

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_tools.footage import from_png
-from data_tools.manifest import UNKNOWN, stated
 from data_tools.rewrite import is_stopped
 from data_tools.split import recording_of
 from data_tools.workplace import progress, work
 from flowact.data.columns import latent_shape
 from flowact.data.media import decode_sound, decode_video
+from flowact.data.rights import UNKNOWN, stated
 from flowact.data.schema import (
     COLUMN_MEMBERS,
     COLUMNS_FOLDER,

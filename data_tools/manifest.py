@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flowact.data.rights import stated
 from flowact.data.schema import check_metadata, from_entries, parse_captions, read_dataset, write_atomically
 from flowact.data.shards import ShardReader, decode, split_folders
 from flowact.errors import UserError
@@ -21,7 +22,6 @@ MANIFEST_FILE = "manifest.parquet"
 REJECTED_FILE = "rejected.parquet"
 STATS_FILE = "stats.json"
 SHARD_LIST = "index-{split}.json"
-UNKNOWN = "unknown"
 
 #: column of manifest.parquet -> type as pyarrow names it; `state.NAME` and `score.STEP.NAME` follow
 COLUMNS = {
@@ -89,11 +89,6 @@ class Clip:
     def source(self, name: str) -> str:
         """`license` or `consent` as it is stated, or 'unknown'."""
         return stated(self.metadata, name)
-
-
-def stated(metadata: Mapping[str, Any], name: str) -> str:
-    """What a clip's source says about `license` or `consent`; 'unknown' where it says nothing."""
-    return str((metadata.get("source") or {}).get(name) or UNKNOWN)
 
 
 def read_clips(root: Path) -> Iterator[Clip]:

@@ -24,10 +24,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 
 @pytest.fixture(autouse=True)
 def loggers() -> None:
-    """Every test finds FlowAct's loggers as they are in a program that uses it as a library, whatever commands ran before in this process."""
-    logger = logging.getLogger("flowact")
-    logger.setLevel(logging.NOTSET)
-    logger.handlers.clear()
+    """Every test finds loggers as they are in a program that uses FlowAct as a library, whatever commands ran before in this process."""
+    logging.getLogger("flowact").setLevel(logging.NOTSET)
+    logging.getLogger("flowact").handlers.clear()
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # as its import leaves it; `--quiet` raises it
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from data_tools.building.ledger import RECORDINGS_FOLDER, WORK_FOLDER, ClipRecor
 from data_tools.building.recipe import BuildRecipe, read_recipe
 from data_tools.footage import Kept, encode_clip, read_clip, to_png
 from data_tools.inputs import Source, fetch
-from data_tools.manifest import UNKNOWN
 from data_tools.steps.base import Box, Plan, Soundtrack, json_hash
 from data_tools.steps.captions import DEFAULT_STATE
 from flowact.data.media import MediaError, encode_sound
+from flowact.data.rights import UNKNOWN
 from flowact.data.schema import BOX_SHAPE, to_entries
 from flowact.data.shards import encode_array, encode_json
 from flowact.types import FRAMES_PER_SECOND, SAMPLE_RATE, STATES

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_tools.manifest import UNKNOWN
 from data_tools.reporting.contents import Contents
 from data_tools.reporting.decisions import Decisions
 from data_tools.reporting.wording import number_text
+from flowact.data.rights import UNKNOWN
 from flowact.data.schema import DatasetInfo, SplitBy
 from flowact.types import FIRST_STREAMED_FRAME, STATES
 

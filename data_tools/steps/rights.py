@@ -9,9 +9,9 @@ from typing import Literal, final
 from data_tools.footage import Footage
 from data_tools.inputs import Source
 from data_tools.steps.base import Clip, Plain, Plan, Rule, Step
+from flowact.data.rights import known
 from flowact.errors import UserError
 
-UNKNOWN = ("", "unknown", "none", "n/a", "?")
 MissingRule = Literal["require", "warn"]
 WORDS = {"license": "licence", "consent": "consent of the person shown"}
 
@@ -53,7 +53,7 @@ class Rights(Step):
             raise UserError(f"Rights: license {license!r} is none of those allowed: {', '.join(allowed)}")
 
     def survey(self, source: Source, footage: Footage) -> Mapping[str, Plain]:
-        said = {"license": _known(source.license), "consent": _known(source.consent)}
+        said = {"license": known(source.license), "consent": known(source.consent)}
         return {**said, "missing": [name for name, value in said.items() if value is None]}
 
     def score(self, clip: Clip) -> Mapping[str, Plain]:
@@ -76,11 +76,6 @@ class Rights(Step):
 
     def _is_allowed(self, license: str) -> bool:
         return self.allowed is not None and _plain(license) in {_plain(name) for name in self.allowed}
-
-
-def _known(value: str | None) -> str | None:
-    text = (value or "").strip()
-    return None if text.casefold() in UNKNOWN else text
 
 
 def _plain(license: str) -> str:

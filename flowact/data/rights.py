@@ -51,8 +51,13 @@ class TrainingData:
 def stated(metadata: Mapping[str, Any], name: str) -> str:
     """What a clip's source says about `license` or `consent`; 'unknown' where it says nothing."""
     source = metadata.get("source")
-    text = " ".join(str((source or {}).get(name) or "").split()) if isinstance(source, Mapping | None) else ""
-    return UNKNOWN if text.casefold() in _NOTHING else text
+    return (known(str((source or {}).get(name) or "")) if isinstance(source, Mapping | None) else None) or UNKNOWN
+
+
+def known(text: str | None) -> str | None:
+    """What somebody wrote about a right, on one line; None for the words that say nothing."""
+    line = " ".join((text or "").split())
+    return None if line.casefold() in _NOTHING else line
 
 
 def count_rights(split: Split) -> TrainingData:

@@ -16,6 +16,7 @@ import jinja2
 
 from flowact.data.rights import UNKNOWN, total, trained_on
 from flowact.evaluation.comparison import compared_stages
+from flowact.sampling.pipeline import FEW_STEP_STAGES, trained_staircase
 from flowact.strict_yaml import to_yaml
 from flowact.types import FRAMES_PER_SECOND
 
@@ -31,8 +32,6 @@ HUB_LICENSES = frozenset({
     "llama3", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "ofl-1.1", "openrail", "openrail++", "osl-3.0", "pddl", "unlicense",
     "wtfpl", "zlib", "other", "unknown",
 })  # fmt: skip
-#: stages after which one evaluation of the network per stair is enough
-DISTILLED = {"distillation", "consistency_distillation", "distribution_matching"}
 FORMS = {
     "checkpoint": "a checkpoint folder",
     "diffusers": "a folder in the layout of diffusers",
@@ -124,8 +123,8 @@ def render_card(facts: CardFacts) -> str:
         size=f"{width}x{height}" if height else "",
         fps=lineage.get("fps", FRAMES_PER_SECOND),
         chunk=lineage.get("chunk_frames"),
-        evaluations=int(lineage.get("stream_chunks", 3)) * int(lineage.get("micro_steps", 1)),
-        distilled=bool(own & DISTILLED),
+        evaluations=trained_staircase(lineage, {}).evaluations_per_chunk,
+        distilled=bool(own & FEW_STEP_STAGES),
         pictures=facts.pictures,
         needs=facts.needs,
         elsewhere=facts.elsewhere,

@@ -152,7 +152,7 @@ def _measured(details: Mapping[str, Any]) -> str:
     """On what, in a sentence."""
     if not details.get("num_clips"):
         return "Measured by `flowact evaluate`:"
-    length = duration(details["num_frames"] / details.get("frames_per_second", 25))
+    length = duration(details["num_frames"] / details["frames_per_second"])
     people = details.get("num_identities")
     who = f"{people} {'person' if people == 1 else 'people'}"
     return f"Measured by `flowact evaluate` on {details['num_clips']} clips of {who} that were held out, {length} of video:"

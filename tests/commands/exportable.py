@@ -6,6 +6,7 @@ import torch
 
 from flowact.autoencoders import CausalVideoAutoencoder, save_autoencoder
 from flowact.checkpoints import open_checkpoint, write_checkpoint
+from flowact.cli import main
 from flowact.conditioning import LogMel
 from flowact.lora import LORA_WEIGHTS
 from flowact.models.adapters import LoRA
@@ -56,3 +57,9 @@ def write_exportable(tmp_path):
         base=base.identity,
     )  # fmt: skip
     checkpoint_at(tmp_path / "tuned", {name: value + numbers(value.shape, 200 + i) for i, (name, value) in enumerate(base.weights().items())})
+
+
+def refused(capsys, *arguments):
+    """The message of a command that is refused."""
+    assert main([*arguments]) == 2
+    return capsys.readouterr().err

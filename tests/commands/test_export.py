@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from exportable import SPEC, checkpoint_at, write_exportable
+from exportable import SPEC, checkpoint_at, refused
 from safetensors.torch import load_file, save_file
 
 from flowact.autoencoders import latent_space
@@ -21,20 +21,6 @@ from flowact.models.adapters import PEFT_CONFIG, PEFT_WEIGHTS, linear_names
 from flowact.models.lora_files import COMFYUI_WEIGHTS
 from flowact.registry import instantiate
 from flowact.sampling.pipeline import Pipeline
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working folder, with what `write_exportable` writes."""
-    monkeypatch.chdir(tmp_path)
-    write_exportable(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, *arguments):
-    """The message of a command that is refused."""
-    assert main([*arguments]) == 2
-    return capsys.readouterr().err
 
 
 def extracted(capsys, *arguments, tuned="tuned"):

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from exportable import checkpoint_at, write_exportable
+from exportable import checkpoint_at
 from PIL import Image
 
 from flowact.checkpoints import open_checkpoint
@@ -21,18 +21,16 @@ DATA = {"name": "anna", "clips": 3, "seconds": 9.0, "people": 1, "licenses": {"C
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working folder, with what `write_exportable` writes, and a checkpoint `own` that says what it was trained on."""
-    monkeypatch.chdir(tmp_path)
-    write_exportable(tmp_path)
+def folder(folder):
+    """There is a checkpoint `own` too, that says what it was trained on."""
     checkpoint_at(
-        tmp_path / "own",
-        open_checkpoint(tmp_path / "base").weights(),
+        folder / "own",
+        open_checkpoint(folder / "base").weights(),
         training_data=[DATA],
         command=["/home/me/flowact"],
         versions={"flowact": "0.1.0"},
     )
-    return tmp_path
+    return folder
 
 
 def shards(root, source=SIGNED):

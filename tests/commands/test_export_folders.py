@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from exportable import SPEC, checkpoint_at, write_exportable
+from exportable import SPEC, checkpoint_at, refused
 from safetensors.torch import load_file, save_file
 
 from flowact import checkpoints, registry
@@ -43,20 +43,6 @@ class RenamedMMDiT(WeightFormat):
             names = list(MMDiT(**config["arguments"]).state_dict())
         return [Rename(f"net.{name}", name) for name in names if "audio" not in name]
 '''
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working folder, with what `write_exportable` writes."""
-    monkeypatch.chdir(tmp_path)
-    write_exportable(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, *arguments):
-    """The message of a command that is refused."""
-    assert main([*arguments]) == 2
-    return capsys.readouterr().err
 
 
 def streamed(path, **options):

@@ -74,8 +74,6 @@ def test_a_component_of_ones_own_is_trained(fresh, here):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_character_of_ones_own_speaks(fresh, here):
-    if not (ROOT / "docs" / "character.md").is_file():
-        pytest.skip("docs/character.md is not written yet")
     fresh("flowact").walk(WALKS["finetuner"], here, timeout=7000)
     assert list(here.rglob("*.mp4"))
 
@@ -83,7 +81,7 @@ def test_a_character_of_ones_own_speaks(fresh, here):
 # --- the walks themselves ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [page for pages in WALKS.values() for page in pages if (ROOT / page).is_file()])
+@pytest.mark.parametrize("page", [page for pages in WALKS.values() for page in pages])
 def test_what_nobody_walks_has_a_reason_and_most_is_walked(page):
     found = blocks(page)
     left_out = [block for block in found if block.reason]
