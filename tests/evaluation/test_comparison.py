@@ -14,7 +14,8 @@ def measured(lips, identity, motion=1.0, keys=("a", "b", "c"), **details):
     shared = {"num_frames": 100, "identity_error": identity, "motion_ratio": motion}
     rows = [{"key": key, "lip_correlation": lips + 0.01 * i} | shared for i, key in enumerate(keys)]
     numbers = {"lip_correlation": lips, "identity_error": identity, "motion_ratio": motion, "identity_rank": None}
-    return {**numbers, "details": {"per_clip": rows, "num_clips": len(keys), "num_frames": 100 * len(keys), "num_identities": 1, "frames_per_second": 25, **details}}
+    counts = {"num_clips": len(keys), "num_frames": 100 * len(keys), "num_identities": 1, "frames_per_second": 25}
+    return {**numbers, "details": {"per_clip": rows, **counts, **details}}
 
 
 def test_differences_have_a_direction_and_an_interval_over_clips():
